@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "noise.h"
+
+namespace specdec {
+
+// A probability distribution over the target's vocabulary as unnormalised weights on a support.
+// The support is every id from 0 (ids() null), or ids() in ascending order.
+class Distribution {
+ public:
+  // Refers to weights[size] and ids[size] (or null) that the caller keeps alive and unchanged.
+  void refer(const float* weights, std::int32_t size, const std::int32_t* ids, double total) {
+    weights_ = weights;
+    size_ = size;
+    ids_ = ids;
+    total_ = total;
+  }
+
+  // Refers to this object's own storage: only the given ids, ascending, have mass.
+  struct Entry {
+    std::int32_t id;
+    float weight;
+  };
+  void hold(const std::vector<Entry>& entries);
+  void hold_one(std::int32_t id);
+
+  // This object's own room for size weights, for refer().
+  float* storage(std::int32_t size) {
+    if (held_weights_.size() < static_cast<std::size_t>(size)) held_weights_.resize(size);
+    return held_weights_.data();
+  }
+
+  const float* weights() const { return weights_; }
+  const std::int32_t* ids() const { return ids_; }
+  std::int32_t size() const { return size_; }
+  double total() const { return total_; }
+  std::int32_t id_at(std::int32_t index) const { return ids_ == nullptr ? index : ids_[index]; }
+
+  double probability(std::int32_t token) const;
+
+  // The token at quantile u in [0, 1): the inverse of the cumulative weights.
+  std::int32_t sample(double u) const;
+
+  // The winner of the exponential race, argmin over x of E(seed, position, x) / weight(x), which
+  // is the Gumbel-max trick without its logarithm: distributed as this distribution, and the same
+  // noise for everyone who races at this seed and position.
+  std::int32_t race(std::uint64_t seed, std::uint64_t position) const;
+
+ private:
+  const float* weights_ = nullptr;
+  const std::int32_t* ids_ = nullptr;
+  std::int32_t size_ = 0;
+  double total_ = 0;
+  std::vector<float> held_weights_;
+  std::vector<std::int32_t> held_ids_;
+};
+
+// Sum over x of max(mass * p(x) - q(x), 0), for mass in [0, 1].
+double excess_mass(double mass, const Distribution& p, const Distribution& q);
+
+// A token from the normalised max(mass * p(x) - q(x), 0) at quantile u; from p where that is zero
+// everywhere (then no exact arithmetic ever asks for it). scratch grows to p's support.
+std::int32_t sample_excess(double mass, const Distribution& p, const Distribution& q, double u,
+                           std::vector<float>& scratch);
+
+}  // namespace specdec

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+
+namespace specdec {
+
+// Loops over a vocabulary, written so that the compiler vectorises them, and compiled for several
+// instruction sets where the platform can choose at load time. No fused multiply-add and a fixed
+// order of additions: every instruction set gives the same bits.
+namespace kernels {
+
+// Index of the first greatest of x[n]; NaN is never greatest. n > 0.
+std::int32_t argmax(const float* x, std::int32_t n);
+
+float max(const float* x, std::int32_t n);
+
+double sum(const float* x, std::int32_t n);
+
+// out[i] = exp((x[i] - shift) * scale), zero below exp(-87); returns the sum. out may be x.
+double exp_shifted(const float* x, std::int32_t n, float shift, float scale, float* out);
+
+// Sum of min(a * x[i], b * y[i]).
+double overlap(const float* x, float a, const float* y, float b, std::int32_t n);
+
+// out[i] = max(a * x[i] - b * y[i], 0).
+void excess(const float* x, float a, const float* y, float b, std::int32_t n, float* out);
+
+// out[i] = a * x[i].
+void scale(const float* x, float a, std::int32_t n, float* out);
+
+// Writes the indices i with x[i] >= threshold, ascending; returns how many. out has room for n.
+std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out);
+
+// out[i] = an Exp(1) variate that depends on (seed, position, id) alone, where id is ids[i], or
+// first + i when ids is null (then first must be a multiple of 4). Resolution 2^-32.
+void exponentials(std::uint64_t seed, std::uint64_t position, const std::int32_t* ids,
+                  std::int32_t first, std::int32_t n, float* out);
+
+}  // namespace kernels
+}  // namespace specdec
