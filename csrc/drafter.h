@@ -1,0 +1,102 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "decoder.h"
+#include "distribution.h"
+#include "noise.h"
+#include "sampler.h"
+#include "sequence.h"
+#include "verify.h"
+
+namespace specdec {
+
+// The draft tokens of one round and the distributions they were drawn from.
+class Proposal {
+ public:
+  void clear() { tokens_.clear(); }
+  std::int32_t size() const { return static_cast<std::int32_t>(tokens_.size()); }
+  const std::vector<std::int32_t>& tokens() const { return tokens_; }
+
+  // The distribution of the next draft, to be filled before push().
+  Distribution& next_distribution() {
+    if (q_.size() <= tokens_.size()) q_.resize(tokens_.size() + 1);
+    return q_[tokens_.size()];
+  }
+  void push(std::int32_t token) { tokens_.push_back(token); }
+
+  Drafts drafts() const { return {tokens_.data(), q_.data(), size()}; }
+
+ private:
+  std::vector<std::int32_t> tokens_;
+  std::vector<Distribution> q_;  // kept between rounds for their storage
+};
+
+// What a drafter needs to know of the round it drafts for.
+struct DraftRequest {
+  std::int32_t k;
+  Rule rule;
+  RoundNoise noise;
+};
+
+// Proposes tokens that may follow the sequence.
+class Drafter {
+ public:
+  virtual ~Drafter() = default;
+
+  // Makes ready for a new prompt, after rollback() to what it shares with the tokens before; may
+  // stop early.
+  virtual void start(const Sequence& sequence, const std::function<bool()>& stop) = 0;
+
+  // Appends at most request.k drafts, fewer (or none) where it knows no more. Leaves the sampler
+  // as it found it.
+  virtual void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
+                       Proposal& proposal) = 0;
+
+  // Forgets every token from position `length` on.
+  virtual void rollback(std::int32_t length) = 0;
+
+  virtual double run_seconds() const { return 0; }  // spent in a model, since construction
+};
+
+// A small model with its own KV cache.
+class ModelDrafter final : public Drafter {
+ public:
+  explicit ModelDrafter(std::shared_ptr<Decoder> decoder) : decoder_(std::move(decoder)) {}
+
+  void start(const Sequence& sequence, const std::function<bool()>& stop) override;
+  void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
+               Proposal& proposal) override;
+  void rollback(std::int32_t length) override { decoder_->cache().truncate(length); }
+  double run_seconds() const override { return decoder_->run_seconds(); }
+
+ private:
+  std::shared_ptr<Decoder> decoder_;
+};
+
+// Looks the last tokens up in the text so far and proposes what followed them the last time.
+// Saxena, "Prompt Lookup Decoding" (2023).
+class NgramDrafter final : public Drafter {
+ public:
+  NgramDrafter(std::int32_t min_match, std::int32_t max_match);
+
+  void start(const Sequence& sequence, const std::function<bool()>& stop) override;
+  void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
+               Proposal& proposal) override;
+  void rollback(std::int32_t) override {}  // indexes committed tokens alone
+
+ private:
+  void index(const std::vector<std::int32_t>& tokens);
+
+  std::int32_t min_match_;
+  std::int32_t max_match_;
+  std::int32_t indexed_ = 0;  // tokens whose n-grams are in the index
+  // [n - min_match]: hash of an n-gram -> where the token after it stands, latest wins.
+  std::vector<std::unordered_map<std::uint64_t, std::int32_t>> followers_;
+};
+
+}  // namespace specdec

@@ -1,0 +1,31 @@
+#include "kv_cache.h"
+
+#include <string>
+
+#include "error.h"
+
+namespace specdec {
+
+InPlaceKvCache::InPlaceKvCache(const Shape& shape) : KvCache(shape.capacity), shape_(shape) {
+  if (shape.layers < 0 || shape.kv_heads < 1 || shape.head_dim < 1 || shape.capacity < 2) {
+    throw Error(ErrorCode::invalid_input, "a KV cache needs positive sizes and a capacity of 2");
+  }
+  const auto size = static_cast<std::size_t>(shape.kv_heads) * shape.capacity * shape.head_dim;
+  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
+    keys_.emplace_back(size);
+    values_.emplace_back(size);
+  }
+}
+
+void InPlaceKvCache::begin(std::int32_t width) {
+  if (width > room()) {
+    throw Error(ErrorCode::context_full,
+                "a step of " + std::to_string(width) + " tokens at position " +
+                    std::to_string(length()) + " does not fit into a context of " +
+                    std::to_string(capacity()));
+  }
+}
+
+void InPlaceKvCache::commit(std::int32_t columns) { length_ += columns; }
+
+}  // namespace specdec

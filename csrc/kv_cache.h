@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "aligned_buffer.h"
+
+namespace specdec {
+
+// The keys and values of a prefix of the sequence: what a Decoder and the engine see of it.
+//
+// A step of `width` tokens is begun, the model runs, and then the first n of the step's columns
+// are committed; what is not committed is as if it had never been computed.
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+
+  std::int32_t length() const { return length_; }      // columns that are valid
+  std::int32_t capacity() const { return capacity_; }  // columns there is room for
+  std::int32_t room() const { return capacity_ - length_; }
+
+  virtual void begin(std::int32_t width) = 0;    // throws Error(context_full) without room
+  virtual void commit(std::int32_t columns) = 0;  // of the step begun last
+  void truncate(std::int32_t length) {
+    if (length < length_) length_ = length;
+  }
+
+ protected:
+  explicit KvCache(std::int32_t capacity) : capacity_(capacity) {}
+  std::int32_t length_ = 0;
+
+ private:
+  std::int32_t capacity_;
+};
+
+// For graphs that write the new columns into the past's own memory at `length`: committing is
+// counting, and a rejected column is overwritten by the next step.
+class InPlaceKvCache final : public KvCache {
+ public:
+  struct Shape {
+    std::int32_t layers, kv_heads, head_dim, capacity;
+  };
+  explicit InPlaceKvCache(const Shape& shape);
+
+  void begin(std::int32_t width) override;
+  void commit(std::int32_t columns) override;
+
+  const Shape& shape() const { return shape_; }
+  float* keys(std::int32_t layer) { return keys_[layer].data(); }      // [kv_heads, capacity, head_dim]
+  float* values(std::int32_t layer) { return values_[layer].data(); }  // the same shape
+
+ private:
+  Shape shape_;
+  std::vector<AlignedBuffer<float>> keys_;
+  std::vector<AlignedBuffer<float>> values_;
+};
+
+}  // namespace specdec

@@ -1,0 +1,174 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "error.h"
+#include "kernels.h"
+
+namespace specdec {
+namespace {
+
+// Where token stands in the row, or -1.
+std::int32_t index_in(const LogitRow& row, std::int32_t token) {
+  if (row.ids == nullptr) return token < row.size ? token : -1;
+  const std::int32_t* end = row.ids + row.size;
+  const std::int32_t* found = std::lower_bound(row.ids, end, token);
+  return found != end && *found == token ? static_cast<std::int32_t>(found - row.ids) : -1;
+}
+
+[[noreturn]] void throw_bad_logits() {
+  throw Error(ErrorCode::model_run,
+              "the model gave logits that are no finite numbers; its files may be damaged, or "
+              "every token is banned by logit_bias");
+}
+
+}  // namespace
+
+void Sampler::start(SamplingOptions options, std::int32_t vocabulary, const Sequence& sequence) {
+  options_ = std::move(options);
+  counts_.clear();
+  seen_.clear();
+  recent_.clear();
+  if (!penalises()) return;
+  counts_.resize(static_cast<std::size_t>(vocabulary));
+  for (std::int32_t i = 0; i < sequence.prompt_length(); ++i) {
+    const std::int32_t token = sequence.tokens()[static_cast<std::size_t>(i)];
+    if (counts_[token].prompt++ == 0) seen_.push_back(token);
+  }
+}
+
+bool Sampler::penalises() const {
+  return options_.repetition_penalty != 1 || options_.presence_penalty != 0 ||
+         options_.frequency_penalty != 0;
+}
+
+void Sampler::see(std::int32_t token) {
+  if (counts_.empty()) return;
+  Counts& counts = counts_[token];
+  if (counts.prompt == 0 && counts.generated == 0) seen_.push_back(token);
+  ++counts.generated;
+  recent_.push_back(token);
+}
+
+void Sampler::unsee(std::int32_t count) {
+  if (counts_.empty()) return;
+  for (; count > 0; --count) {
+    const std::int32_t token = recent_.back();
+    recent_.pop_back();
+    Counts& counts = counts_[token];
+    // A token seen for the first time is the latest in seen_: see() and unsee() nest.
+    if (--counts.generated == 0 && counts.prompt == 0) seen_.pop_back();
+  }
+}
+
+void Sampler::adjust(const LogitRow& row) {
+  for (const auto& [token, bias] : options_.logit_bias) {
+    const std::int32_t index = index_in(row, token);
+    if (index >= 0) row.logits[index] += static_cast<float>(bias);
+  }
+  if (counts_.empty()) return;
+  const auto repetition = static_cast<float>(options_.repetition_penalty);
+  for (const std::int32_t token : seen_) {
+    const std::int32_t index = index_in(row, token);
+    if (index < 0) continue;
+    float& logit = row.logits[index];
+    logit = logit > 0 ? logit / repetition : logit * repetition;
+    const std::int32_t generated = counts_[token].generated;
+    if (generated > 0) {
+      logit -= static_cast<float>(options_.presence_penalty +
+                                  options_.frequency_penalty * generated);
+    }
+  }
+}
+
+std::int32_t Sampler::argmax(const LogitRow& row) {
+  adjust(row);
+  const std::int32_t index = kernels::argmax(row.logits, row.size);
+  if (!std::isfinite(row.logits[index])) throw_bad_logits();
+  return row.ids == nullptr ? index : row.ids[index];
+}
+
+void Sampler::distribution(const LogitRow& row, bool in_place, Distribution& out) {
+  if (options_.greedy()) {
+    out.hold_one(argmax(row));
+    return;
+  }
+  adjust(row);
+  const float greatest = kernels::max(row.logits, row.size);
+  const auto scale = static_cast<float>(1.0 / options_.temperature);
+  float* weights = in_place ? row.logits : out.storage(row.size);
+  const double total = kernels::exp_shifted(row.logits, row.size, greatest, scale, weights);
+  if (!std::isfinite(total) || !(total > 0)) throw_bad_logits();
+  out.refer(weights, row.size, row.ids, total);
+  truncate(out);
+}
+
+double Sampler::rank_bar(const Distribution& row) {
+  // Each block's greatest is one weight: the top_k greatest of them are top_k weights at least as
+  // great as the last of them.
+  constexpr std::int32_t kBlock = 64;
+  maxima_.clear();
+  for (std::int32_t begin = 0; begin < row.size(); begin += kBlock) {
+    const std::int32_t count = std::min(kBlock, row.size() - begin);
+    maxima_.push_back(kernels::max(row.weights() + begin, count));
+  }
+  if (maxima_.size() < static_cast<std::size_t>(options_.top_k)) return 0;
+  const auto last = maxima_.begin() + (options_.top_k - 1);
+  std::nth_element(maxima_.begin(), last, maxima_.end(), std::greater<>());
+  return *last;
+}
+
+void Sampler::truncate(Distribution& out) {
+  const bool by_rank = options_.top_k > 0 && options_.top_k < out.size();
+  const bool by_mass = options_.top_p < 1;
+  const bool by_ratio = options_.min_p > 0;
+  if (!by_rank && !by_mass && !by_ratio) return;
+
+  // The greatest weight is 1. Tokens lighter than `bar` are cut for certain; few others remain.
+  double bar = by_rank ? rank_bar(out) : options_.min_p;
+  if (by_mass && !by_rank) {
+    // All tokens below this together weigh less than what the nucleus leaves out.
+    bar = std::max(bar, 0.99 * (1 - options_.top_p) * out.total() / out.size());
+  }
+  if (candidates_.size() < static_cast<std::size_t>(out.size())) candidates_.resize(out.size());
+  const std::int32_t count = kernels::at_least(out.weights(), out.size(),
+                                               static_cast<float>(bar), candidates_.data());
+  entries_.clear();
+  for (std::int32_t i = 0; i < count; ++i) {
+    const std::int32_t index = candidates_[i];
+    entries_.push_back({out.id_at(index), out.weights()[index]});
+  }
+  const auto heavier = [](const Distribution::Entry& a, const Distribution::Entry& b) {
+    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+  };
+  double total = out.total();
+  if (by_rank && options_.top_k < count) {
+    const auto end = entries_.begin() + options_.top_k;
+    std::nth_element(entries_.begin(), end, entries_.end(), heavier);
+    entries_.erase(end, entries_.end());
+  }
+  if (by_rank) {
+    total = 0;
+    for (const Distribution::Entry& entry : entries_) total += entry.weight;
+  }
+  if (by_mass) {
+    std::sort(entries_.begin(), entries_.end(), heavier);
+    double mass = 0;
+    std::size_t keep = 0;
+    while (keep < entries_.size() && mass < options_.top_p * total) mass += entries_[keep++].weight;
+    entries_.resize(std::max<std::size_t>(keep, 1));
+  }
+  if (by_rank && by_ratio) {
+    const auto end = std::remove_if(entries_.begin(), entries_.end(), [&](const auto& entry) {
+      return entry.weight < options_.min_p && entry.weight < 1;
+    });
+    entries_.erase(end, entries_.end());
+  }
+  std::sort(entries_.begin(), entries_.end(),
+            [](const Distribution::Entry& a, const Distribution::Entry& b) { return a.id < b.id; });
+  out.hold(entries_);
+}
+
+}  // namespace specdec
