@@ -101,6 +101,8 @@ double Distribution::probability(std::int32_t token) const {
   return weights_[index] / total_;
 }
 
+std::int32_t Distribution::argmax() const { return id_at(kernels::argmax(weights_, size_)); }
+
 std::int32_t Distribution::sample(double u) const {
   return id_at(index_at(weights_, size_, total_, u));
 }

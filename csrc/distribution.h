@@ -41,6 +41,9 @@ class Distribution {
 
   double probability(std::int32_t token) const;
 
+  // The most probable token, the first of equals.
+  std::int32_t argmax() const;
+
   // The token at quantile u in [0, 1): the inverse of the cumulative weights.
   std::int32_t sample(double u) const;
 

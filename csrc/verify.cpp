@@ -4,27 +4,30 @@
 
 namespace specdec {
 
-Verdict verify_greedy(const std::int32_t* argmax, const std::int32_t* tokens, std::int32_t k) {
+Verdict verify_greedy(TargetRows& p, const Drafts& drafts) {
   std::int32_t accepted = 0;
-  while (accepted < k && tokens[accepted] == argmax[accepted]) ++accepted;
-  return {accepted, argmax[accepted]};
+  while (true) {
+    const std::int32_t next = p.row(accepted).argmax();
+    if (accepted == drafts.k || next != drafts.tokens[accepted]) return {accepted, next};
+    ++accepted;
+  }
 }
 
-Verdict verify_token(const Distribution* p, const Drafts& drafts, const RoundNoise& noise,
+Verdict verify_token(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
                      std::vector<float>& scratch) {
   for (std::int32_t i = 0; i < drafts.k; ++i) {
     const double u = noise.uniform(Purpose::accept, static_cast<std::uint32_t>(i));
-    const double target = p[i].probability(drafts.tokens[i]);
+    const double target = p.row(i).probability(drafts.tokens[i]);
     const double draft = drafts.q[i].probability(drafts.tokens[i]);
     if (u * draft < target) continue;
     const double v = noise.uniform(Purpose::next, static_cast<std::uint32_t>(i));
-    return {i, sample_excess(1.0, p[i], drafts.q[i], v, scratch)};
+    return {i, sample_excess(1.0, p.row(i), drafts.q[i], v, scratch)};
   }
   const double v = noise.uniform(Purpose::next, static_cast<std::uint32_t>(drafts.k));
-  return {drafts.k, p[drafts.k].sample(v)};
+  return {drafts.k, p.row(drafts.k).sample(v)};
 }
 
-Verdict verify_block(const Distribution* p, const Drafts& drafts, const RoundNoise& noise,
+Verdict verify_block(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
                      std::vector<float>& scratch) {
   std::int32_t accepted = 0;
   double accepted_mass = 1;  // the joint ratio at the accepted prefix
@@ -32,11 +35,12 @@ Verdict verify_block(const Distribution* p, const Drafts& drafts, const RoundNoi
   for (std::int32_t i = 1; i <= drafts.k; ++i) {
     const std::int32_t token = drafts.tokens[i - 1];
     const double draft = drafts.q[i - 1].probability(token);
-    const double target = p[i - 1].probability(token);
+    const double target = p.row(i - 1).probability(token);
     mass = draft > 0 ? std::min(mass * target / draft, 1.0) : 0.0;
+    if (mass == 0) break;  // no longer prefix can pass
     double pass = mass;
     if (i < drafts.k) {
-      const double excess = excess_mass(mass, p[i], drafts.q[i]);
+      const double excess = excess_mass(mass, p.row(i), drafts.q[i]);
       const double rest = excess + 1.0 - mass;
       // 0/0: target and drafter agree from here, and the next prefix passes for certain.
       pass = rest > 0 ? excess / rest : 1.0;
@@ -47,18 +51,30 @@ Verdict verify_block(const Distribution* p, const Drafts& drafts, const RoundNoi
     }
   }
   const double v = noise.uniform(Purpose::next, static_cast<std::uint32_t>(accepted));
-  if (accepted == drafts.k) return {accepted, p[accepted].sample(v)};
-  return {accepted, sample_excess(accepted_mass, p[accepted], drafts.q[accepted], v, scratch)};
+  const Distribution& row = p.row(accepted);
+  if (accepted == drafts.k) return {accepted, row.sample(v)};
+  return {accepted, sample_excess(accepted_mass, row, drafts.q[accepted], v, scratch)};
 }
 
-Verdict verify_coupled(const Distribution* p, const Drafts& drafts, const RoundNoise& noise) {
+Verdict verify_coupled(TargetRows& p, const Drafts& drafts, const RoundNoise& noise) {
   std::int32_t accepted = 0;
   while (true) {
     const std::int32_t next =
-        p[accepted].race(noise.seed, noise.position + static_cast<std::uint64_t>(accepted));
+        p.row(accepted).race(noise.seed, noise.position + static_cast<std::uint64_t>(accepted));
     if (accepted == drafts.k || next != drafts.tokens[accepted]) return {accepted, next};
     ++accepted;
   }
+}
+
+Verdict verify(Rule rule, TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
+               std::vector<float>& scratch) {
+  switch (rule) {
+    case Rule::greedy: return verify_greedy(p, drafts);
+    case Rule::token: return verify_token(p, drafts, noise, scratch);
+    case Rule::block: return verify_block(p, drafts, noise, scratch);
+    case Rule::coupled: return verify_coupled(p, drafts, noise);
+  }
+  return {0, p.row(0).argmax()};
 }
 
 }  // namespace specdec

@@ -1,0 +1,317 @@
+// Translates types and errors between Python and the core, and releases the GIL around its work.
+// No logic lives here.
+
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "decoder.h"
+#include "draft_length.h"
+#include "drafter.h"
+#include "engine.h"
+#include "error.h"
+#include "verify.h"
+
+namespace py = pybind11;
+using namespace specdec;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+// Keeps the Python callable alive, and takes the GIL to call it and to let it go.
+Decoder::Run make_run(py::function function) {
+  auto drop = [](py::function* held) {
+    py::gil_scoped_acquire gil;
+    delete held;
+  };
+  std::shared_ptr<py::function> held(new py::function(std::move(function)), drop);
+  return [held](std::int32_t width, std::int32_t first_logit_row) {
+    py::gil_scoped_acquire gil;
+    (*held)(width, first_logit_row);
+  };
+}
+
+// A numpy view of memory that `owner` keeps alive.
+template <class T>
+py::array view(T* data, std::vector<py::ssize_t> shape, py::handle owner) {
+  return py::array(py::dtype::of<T>(), std::move(shape), data, owner);
+}
+
+py::dict buffers(const py::object& self) {
+  auto& decoder = self.cast<Decoder&>();
+  const auto& options = decoder.options();
+  const auto& cache = decoder.cache().shape();
+  py::dict result;
+  result["tokens"] = view(decoder.tokens().data(), {options.max_width}, self);
+  result["seqlens_k"] = view(decoder.seqlens_k().data(), {1}, self);
+  result["total_length"] = view(decoder.total_length().data(), {}, self);
+  result["first_logit_row"] = view(decoder.first_logit_row().data(), {1}, self);
+  result["logits"] =
+      view(decoder.logits().data(), {options.max_logit_rows, options.head_size}, self);
+  const std::vector<py::ssize_t> shape{1, cache.kv_heads, cache.capacity, cache.head_dim};
+  for (std::int32_t layer = 0; layer < cache.layers; ++layer) {
+    const std::string index = std::to_string(layer);
+    result[py::str("key." + index)] = view(decoder.cache().keys(layer), shape, self);
+    result[py::str("value." + index)] = view(decoder.cache().values(layer), shape, self);
+  }
+  return result;
+}
+
+Rule rule_of(const std::string& name) {
+  if (name == "greedy") return Rule::greedy;
+  if (name == "token") return Rule::token;
+  if (name == "block") return Rule::block;
+  if (name == "coupled") return Rule::coupled;
+  throw Error(ErrorCode::invalid_input, "acceptance is \"" + name +
+                                            "\"; it must be \"greedy\", \"token\", \"block\" or "
+                                            "\"coupled\"");
+}
+
+class ArrayRows final : public TargetRows {
+ public:
+  ArrayRows(const float* p, std::int32_t rows, std::int32_t vocabulary) : rows_(rows) {
+    for (std::int32_t i = 0; i < rows; ++i) {
+      const float* row = p + static_cast<std::size_t>(i) * vocabulary;
+      double total = 0;
+      for (std::int32_t x = 0; x < vocabulary; ++x) total += row[x];
+      rows_[i].refer(row, vocabulary, nullptr, total);
+    }
+  }
+  const Distribution& row(std::int32_t i) override { return rows_[i]; }
+  const Distribution* all() const { return rows_.data(); }
+
+ private:
+  std::vector<Distribution> rows_;
+};
+
+// p[n, k + 1, V], q[n, k, V], tokens[n, k], seeds[n], round i of n at the given position.
+py::tuple verify_batch(const std::string& rule_name, const Array<float>& p, const Array<float>& q,
+                       const Array<std::int32_t>& tokens, const Array<std::uint64_t>& seeds,
+                       std::uint64_t position) {
+  const Rule rule = rule_of(rule_name);
+  if (p.ndim() != 3 || q.ndim() != 3 || tokens.ndim() != 2 || seeds.ndim() != 1 ||
+      p.shape(1) != q.shape(1) + 1 || p.shape(2) != q.shape(2) ||
+      tokens.shape(1) != q.shape(1) || q.shape(0) != p.shape(0) ||
+      tokens.shape(0) != p.shape(0) || seeds.shape(0) != p.shape(0)) {
+    throw Error(ErrorCode::invalid_input,
+                "shapes must be target_probs [n, k+1, V], draft_probs [n, k, V], draft_tokens "
+                "[n, k] and seeds [n]");
+  }
+  const auto n = static_cast<std::int32_t>(p.shape(0));
+  const auto k = static_cast<std::int32_t>(q.shape(1));
+  const auto vocabulary = static_cast<std::int32_t>(p.shape(2));
+  py::array_t<std::int32_t> accepted(n);
+  py::array_t<std::int32_t> next(n);
+  const float* p_data = p.data();
+  const float* q_data = q.data();
+  const std::int32_t* token_data = tokens.data();
+  const std::uint64_t* seed_data = seeds.data();
+  std::int32_t* accepted_data = accepted.mutable_data();
+  std::int32_t* next_data = next.mutable_data();
+  {
+    py::gil_scoped_release release;
+    std::vector<float> scratch;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
+      ArrayRows target(p_data + i * (k + 1) * vocabulary, k + 1, vocabulary);
+      const ArrayRows draft(q_data + i * k * vocabulary, k, vocabulary);
+      const Verdict verdict = verify(rule, target, {token_data + i * k, draft.all(), k},
+                                     {seed_data[i], position}, scratch);
+      accepted_data[i] = verdict.accepted;
+      next_data[i] = verdict.next;
+    }
+  }
+  return py::make_tuple(accepted, next);
+}
+
+// Tokens [n] that win the race over probs[n, V] with seeds[n] at the given position.
+py::array_t<std::int32_t> race_batch(const Array<float>& probs, const Array<std::uint64_t>& seeds,
+                                     std::uint64_t position) {
+  if (probs.ndim() != 2 || seeds.ndim() != 1 || seeds.shape(0) != probs.shape(0)) {
+    throw Error(ErrorCode::invalid_input, "shapes must be probs [n, V] and seeds [n]");
+  }
+  const auto n = static_cast<std::int32_t>(probs.shape(0));
+  const auto vocabulary = static_cast<std::int32_t>(probs.shape(1));
+  py::array_t<std::int32_t> winners(n);
+  ArrayRows rows(probs.data(), n, vocabulary);
+  for (std::int32_t i = 0; i < n; ++i) {
+    winners.mutable_data()[i] = rows.row(i).race(seeds.data()[i], position);
+  }
+  return winners;
+}
+
+// The distribution [V] that a row of logits [V] becomes, given tokens before it.
+py::array_t<float> distribution_of(const Array<float>& logits, const SamplingOptions& options,
+                                   const std::vector<std::int32_t>& prompt,
+                                   const std::vector<std::int32_t>& generated) {
+  std::vector<float> row(logits.data(), logits.data() + logits.size());
+  const auto vocabulary = static_cast<std::int32_t>(row.size());
+  Sequence sequence;
+  sequence.start(prompt);
+  Sampler sampler;
+  sampler.start(options, vocabulary, sequence);
+  for (const std::int32_t token : generated) sampler.see(token);
+  Distribution distribution;
+  sampler.distribution({row.data(), vocabulary, nullptr}, false, distribution);
+  py::array_t<float> result(vocabulary);
+  for (std::int32_t x = 0; x < vocabulary; ++x) {
+    result.mutable_data()[x] = static_cast<float>(distribution.probability(x));
+  }
+  return result;
+}
+
+std::shared_ptr<Decoder> make_decoder(
+    std::int32_t vocabulary, const std::vector<std::int32_t>& head_ids, std::int32_t layers,
+    std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t min_width,
+    std::int32_t max_width, std::int32_t max_logit_rows, py::function run) {
+  DecoderOptions options;
+  options.vocabulary = vocabulary;
+  options.head_ids = head_ids;
+  options.head_size = head_ids.empty() ? vocabulary : static_cast<std::int32_t>(head_ids.size());
+  options.min_width = min_width;
+  options.max_width = max_width;
+  options.max_logit_rows = max_logit_rows;
+  return std::make_shared<Decoder>(std::move(options),
+                                   InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity},
+                                   make_run(std::move(run)));
+}
+
+void translate_errors() {
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Error& error) {
+      const char* name = "InvalidInputError";
+      if (error.code() == ErrorCode::context_full) name = "ContextFullError";
+      if (error.code() == ErrorCode::model_run) name = "ModelRunError";
+      const py::object type = py::module_::import("specdec.errors").attr(name);
+      py::set_error(type, error.what());
+    }
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  translate_errors();
+
+  py::class_<SamplingOptions>(m, "SamplingOptions")
+      .def(py::init<>())
+      .def_readwrite("temperature", &SamplingOptions::temperature)
+      .def_readwrite("top_k", &SamplingOptions::top_k)
+      .def_readwrite("top_p", &SamplingOptions::top_p)
+      .def_readwrite("min_p", &SamplingOptions::min_p)
+      .def_readwrite("repetition_penalty", &SamplingOptions::repetition_penalty)
+      .def_readwrite("presence_penalty", &SamplingOptions::presence_penalty)
+      .def_readwrite("frequency_penalty", &SamplingOptions::frequency_penalty)
+      .def_readwrite("logit_bias", &SamplingOptions::logit_bias)
+      .def_readwrite("seed", &SamplingOptions::seed);
+
+  py::class_<StreamOptions>(m, "StreamOptions")
+      .def(py::init<>())
+      .def_readwrite("sampling", &StreamOptions::sampling)
+      .def_readwrite("stop_ids", &StreamOptions::stop_ids)
+      .def_readwrite("max_tokens", &StreamOptions::max_tokens)
+      .def(
+          "set_rule",
+          [](StreamOptions& self, const std::string& name) { self.rule = rule_of(name); },
+          py::arg("name"));
+
+  py::enum_<Finish>(m, "Finish")
+      .value("none", Finish::none)
+      .value("stop", Finish::stop)
+      .value("length", Finish::length)
+      .value("cancelled", Finish::cancelled);
+
+  py::class_<RoundResult>(m, "RoundResult")
+      .def_readonly("tokens", &RoundResult::tokens)
+      .def_readonly("drafted", &RoundResult::drafted)
+      .def_readonly("finish", &RoundResult::finish);
+
+  py::class_<Totals>(m, "Totals")
+      .def_readonly("rounds", &Totals::rounds)
+      .def_readonly("tokens", &Totals::tokens)
+      .def_readonly("prompt_tokens", &Totals::prompt_tokens)
+      .def_readonly("prefilled_tokens", &Totals::prefilled_tokens)
+      .def_readonly("drafted_at", &Totals::drafted_at)
+      .def_readonly("accepted_at", &Totals::accepted_at)
+      .def_readonly("prefill_seconds", &Totals::prefill_seconds)
+      .def_readonly("draft_seconds", &Totals::draft_seconds)
+      .def_readonly("verify_seconds", &Totals::verify_seconds)
+      .def_readonly("accept_seconds", &Totals::accept_seconds)
+      .def_readonly("model_seconds", &Totals::model_seconds);
+
+  py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
+      .def(py::init(&make_decoder), py::kw_only(), py::arg("vocabulary"), py::arg("head_ids"),
+           py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacity"),
+           py::arg("min_width"), py::arg("max_width"), py::arg("max_logit_rows"), py::arg("run"))
+      .def("buffers", &buffers)
+      .def(
+          "forward",
+          [](const py::object& self, const std::vector<std::int32_t>& tokens,
+             std::int32_t logit_rows) {
+            auto& decoder = self.cast<Decoder&>();
+            LogitRows rows{};
+            {
+              py::gil_scoped_release unlocked;
+              rows = decoder.forward(tokens.data(), static_cast<std::int32_t>(tokens.size()),
+                                     logit_rows);
+            }
+            return view(rows.data, {rows.rows, rows.columns}, self);
+          },
+          py::arg("tokens"), py::arg("logit_rows"))
+      .def("commit", [](Decoder& self, std::int32_t n) { self.cache().commit(n); })
+      .def("truncate", [](Decoder& self, std::int32_t n) { self.cache().truncate(n); })
+      .def_property_readonly("length", [](Decoder& self) { return self.cache().length(); })
+      .def_property_readonly("capacity", [](Decoder& self) { return self.cache().capacity(); })
+      .def_property_readonly("run_seconds", &Decoder::run_seconds)
+      .def_property_readonly("runs", &Decoder::runs);
+
+  py::class_<Drafter, std::shared_ptr<Drafter>>(m, "Drafter");
+  py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(m, "ModelDrafter")
+      .def(py::init<std::shared_ptr<Decoder>>(), py::arg("decoder"));
+  py::class_<NgramDrafter, Drafter, std::shared_ptr<NgramDrafter>>(m, "NgramDrafter")
+      .def(py::init<std::int32_t, std::int32_t>(), py::arg("min_match"), py::arg("max_match"));
+
+  py::class_<DraftLength>(m, "DraftLength")
+      .def(py::init<std::int32_t>(), py::arg("max_k"))
+      .def("choose", &DraftLength::choose)
+      .def(
+          "observe",
+          [](DraftLength& self, std::int32_t drafted, std::int32_t accepted, double draft_seconds,
+             double target_seconds) {
+            self.observe({drafted, accepted, draft_seconds, target_seconds});
+          },
+          py::arg("drafted"), py::arg("accepted"), py::arg("draft_seconds"),
+          py::arg("target_seconds"))
+      .def("rate", &DraftLength::rate, py::arg("k"));
+
+  py::class_<Engine>(m, "Engine")
+      .def(py::init<std::shared_ptr<Decoder>, std::shared_ptr<Drafter>>(), py::arg("target"),
+           py::arg("drafter"))
+      .def("start", &Engine::start, py::arg("prompt"), py::arg("options"), release())
+      .def("prefill", &Engine::prefill, release())
+      .def("round", &Engine::round, release())
+      .def("cancel", &Engine::cancel)
+      .def("set_draft_length", &Engine::set_draft_length, py::arg("k"))
+      .def_property_readonly("draft_length", &Engine::draft_length)
+      .def_property_readonly("max_context", &Engine::max_context)
+      .def_property_readonly("totals", [](const Engine& self) { return self.totals(); })
+      .def_property_readonly("tokens",
+                             [](const Engine& self) { return self.sequence().tokens(); });
+  m.attr("AUTO") = Engine::kAuto;
+  m.attr("MAX_DRAFT_LENGTH") = Engine::kMaxDraftLength;
+
+  m.def("verify_batch", &verify_batch, py::arg("rule"), py::arg("target_probs"),
+        py::arg("draft_probs"), py::arg("draft_tokens"), py::arg("seeds"), py::arg("position"));
+  m.def("race_batch", &race_batch, py::arg("probs"), py::arg("seeds"), py::arg("position"));
+  m.def("distribution_of", &distribution_of, py::arg("logits"), py::arg("options"),
+        py::arg("prompt"), py::arg("generated"));
+}

@@ -1,0 +1,106 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "decoder.h"
+#include "draft_length.h"
+#include "drafter.h"
+#include "sampler.h"
+#include "sequence.h"
+#include "verify.h"
+
+namespace specdec {
+
+struct StreamOptions {
+  SamplingOptions sampling;
+  Rule rule = Rule::block;             // at temperature 0 the rule is always greedy
+  std::vector<std::int32_t> stop_ids;  // tokens that end the text
+  std::int32_t max_tokens = 0;         // of the text; 0: as many as fit into the context
+};
+
+enum class Finish { none, stop, length, cancelled };
+
+// What one round committed.
+struct RoundResult {
+  std::vector<std::int32_t> tokens;
+  std::int32_t drafted = 0;   // of tokens, at the front: came from the drafter
+  Finish finish = Finish::none;
+};
+
+// Sums over the rounds of one stream. Seconds add up to the time inside the engine.
+struct Totals {
+  std::int64_t rounds = 0;
+  std::int64_t tokens = 0;           // committed
+  std::int64_t prompt_tokens = 0;
+  std::int64_t prefilled_tokens = 0;  // of the prompt, not taken over from the stream before
+  std::vector<std::int64_t> drafted_at;   // [i]: rounds with at least i + 1 drafts
+  std::vector<std::int64_t> accepted_at;  // [i]: of those, rounds that accepted at least i + 1
+  double prefill_seconds = 0;
+  double draft_seconds = 0;
+  double verify_seconds = 0;  // the target's steps
+  double accept_seconds = 0;  // distributions, acceptance, commit
+  double model_seconds = 0;   // inside the two models' run calls, part of the above
+};
+
+// Speculative decoding of one sequence: propose, verify, commit, round by round.
+//
+// One thread at a time may start, prefill and run rounds; set_draft_length() and cancel() may be
+// called from any thread at any time.
+class Engine {
+ public:
+  static constexpr std::int32_t kAuto = -1;
+  static constexpr std::int32_t kMaxDraftLength = 32;
+
+  // drafter may be null: plain decoding. Both models' caches belong to the engine from here on.
+  Engine(std::shared_ptr<Decoder> target, std::shared_ptr<Drafter> drafter);
+
+  // Begins a stream. What the prompt shares with the tokens before stays in the caches.
+  void start(std::vector<std::int32_t> prompt, StreamOptions options);
+
+  // Fills the caches with all but the prompt's last token.
+  void prefill();
+
+  // Propose, verify, commit. On an exception the caches are back at the committed prefix.
+  RoundResult round();
+
+  void set_draft_length(std::int32_t k);  // 1..kMaxDraftLength or kAuto
+  std::int32_t draft_length() const { return draft_length_; }
+  void cancel() { cancelled_ = true; }
+
+  const Sequence& sequence() const { return sequence_; }
+  const Totals& totals() const { return totals_; }
+  std::int32_t max_context() const { return target_->cache().capacity(); }
+
+ private:
+  class LazyRows;
+
+  std::int32_t choose_draft_length();
+  void propose(std::int32_t k);
+  Verdict verify();
+  RoundResult commit(const Verdict& verdict);
+  void account(const Verdict& verdict, std::int32_t committed);
+  void rollback();
+  double model_seconds() const;
+
+  std::shared_ptr<Decoder> target_;
+  std::shared_ptr<Drafter> drafter_;
+  Sequence sequence_;
+  Sampler sampler_;
+  StreamOptions options_;
+  Proposal proposal_;
+  DraftLength auto_length_;
+  Totals totals_;
+  bool running_ = false;
+  std::vector<Distribution> rows_;  // kept between rounds for their storage
+  std::vector<float> scratch_;
+  std::vector<std::int32_t> step_tokens_;
+  double round_draft_seconds_ = 0;
+  double round_verify_seconds_ = 0;
+  std::atomic<std::int32_t> draft_length_{kAuto};
+  std::atomic<bool> cancelled_{false};
+};
+
+}  // namespace specdec
