@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -102,7 +102,7 @@ def render_chat(
 
 
 def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
-    """Raise InvalidInputError unless each message is ``{"role": str, "content": str}``, not empty."""
+    """Raise InvalidInputError unless each message has a role and a content, strings, not empty."""
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise InvalidInputError('a conversation is a list of {"role", "content"} messages')
     if not messages:
