@@ -1,0 +1,88 @@
+"""Runs a written CPU graph step by step, with its inputs and outputs bound once per width.
+
+Knows the graph only, not the runtime around it: what the layout benchmarks measure is the session.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+
+class GraphRunner:
+    """One session and its key/value cache of ``capacity`` positions, filled with finite garbage."""
+
+    def __init__(
+        self,
+        graph: Path,
+        capacity: int,
+        options: ort.SessionOptions | None = None,
+        *,
+        garbage: float = 0.0,
+    ) -> None:
+        self.session = ort.InferenceSession(
+            str(graph), options or session_options(), providers=["CPUExecutionProvider"]
+        )
+        shapes = {value.name: value.shape for value in self.session.get_inputs()}
+        self.head_size: int = self.session.get_outputs()[0].shape[2]
+        names = [name for name in shapes if name.startswith("past_")]
+        self.cache: dict[str, ort.OrtValue] = {}
+        for name in names:
+            values = np.full((1, shapes[name][1], capacity, shapes[name][3]), garbage, np.float32)
+            self.cache[name] = ort.OrtValue.ortvalue_from_numpy(values)
+        self._bindings: dict[tuple[int, int], tuple[Any, ...]] = {}
+
+    def step(self, tokens: list[int], past: int, first_row: int = 0) -> NDArray[np.float32]:
+        """Logits [S - first_row, head_size] of ``tokens`` behind ``past`` positions; a copy."""
+        binding, inputs, logits = self._bind(len(tokens), first_row)
+        self._fill(inputs, tokens, past)
+        self.session.run_with_iobinding(binding)
+        return np.array(logits.numpy()[0])
+
+    def prepare(self, tokens: list[int], past: int, first_row: int = 0) -> Any:
+        """The binding of that step, for ``session.run_with_iobinding`` to run alone."""
+        binding, inputs, _ = self._bind(len(tokens), first_row)
+        self._fill(inputs, tokens, past)
+        return binding
+
+    def _fill(self, inputs: dict[str, ort.OrtValue], tokens: list[int], past: int) -> None:
+        width = len(tokens)
+        inputs["tokens"].update_inplace(np.array([tokens], np.int64))
+        inputs["seqlens_k"].update_inplace(np.array([past + width - 1], np.int32))
+        inputs["total_length"].update_inplace(np.array(past + width, np.int32))
+
+    def _bind(self, width: int, first_row: int) -> tuple[Any, dict[str, ort.OrtValue], Any]:
+        key = (width, first_row)
+        if key in self._bindings:
+            return self._bindings[key]
+        binding = self.session.io_binding()
+        inputs = {
+            "tokens": ort.OrtValue.ortvalue_from_numpy(np.zeros((1, width), np.int64)),
+            "seqlens_k": ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int32)),
+            "total_length": ort.OrtValue.ortvalue_from_numpy(np.zeros((), np.int32)),
+            "first_logit_row": ort.OrtValue.ortvalue_from_numpy(np.array([first_row], np.int64)),
+        }
+        shape = (1, width - first_row, self.head_size)
+        logits = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self.cache.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past_", "present_"), value)
+        binding.bind_ortvalue_output("logits", logits)
+        self._bindings[key] = binding, inputs, logits
+        return self._bindings[key]
+
+
+def session_options(threads: int = 0, **entries: str) -> ort.SessionOptions:
+    """Options with ``threads`` (0: one per core) and configuration entries such as spinning."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    return options

@@ -1,0 +1,93 @@
+"""Converts checkpoints to model folders: ``convert(source, destination)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specdec.convert.cpu_graph import GRAPH_FILE, write_cpu_graph
+from specdec.convert.gguf_checkpoint import GgufCheckpoint
+from specdec.convert.gguf_tokenizer import write_tokenizer
+from specdec.convert.layouts import DEFAULT_DRAFTER_LAYOUT, DEFAULT_LAYOUT, LAYOUTS
+from specdec.errors import InvalidInputError
+from specdec.model_folder import create_model_folder, write_manifest
+
+__all__ = ["DEFAULT_DRAFTER_LAYOUT", "DEFAULT_LAYOUT", "LAYOUTS", "convert"]
+
+HEAD_IDS_FILE = "head_ids.npy"
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    layout: str | None = None,
+    name: str | None = None,
+    target_source: Path | None = None,
+    sampling: dict[str, Any] | None = None,
+    replace: bool = False,
+    progress: Callable[[str, float], None] | None = None,
+) -> Path:
+    """Converts the GGUF checkpoint ``source`` to the model folder ``destination``; returns it.
+
+    ``layout`` is one of ``LAYOUTS``; None takes the default for a target or a drafter. ``name`` is
+    the model's name (None: the folder's). A drafter's checkpoint needs ``target_source``, its
+    target's GGUF file. ``sampling`` holds the model's recommended sampling parameters.
+    ``replace`` allows an existing folder to be replaced. ``progress`` is called with a stage and
+    the fraction of it that is done.
+
+    Raises CheckpointError for a checkpoint that cannot be converted, ModelFolderError for a
+    destination that cannot be written. Either way nothing is left behind.
+    """
+    report = progress or (lambda stage, fraction: None)
+    if layout is not None and layout not in LAYOUTS:
+        raise InvalidInputError(f"no layout '{layout}': choose one of {', '.join(LAYOUTS)}")
+    report("checking", 0.0)
+    checkpoint = GgufCheckpoint(source, target_source)
+    layout = layout or (DEFAULT_DRAFTER_LAYOUT if checkpoint.is_drafter else DEFAULT_LAYOUT)
+    name = name or destination.name
+    manifest: dict[str, Any] = {
+        "name": name,
+        "architecture": checkpoint.architecture_name,
+        "role": "drafter" if checkpoint.is_drafter else "target",
+        "config": _config_section(checkpoint),
+        "graph": {"file": GRAPH_FILE, "backend": "cpu", "layout": layout},
+        "head_ids": None if checkpoint.head_ids is None else HEAD_IDS_FILE,
+        "sampling": sampling or {},
+        "source": _source_section(checkpoint),
+    }
+    report("checking", 1.0)
+    with create_model_folder(destination, replace=replace) as folder:
+        manifest["tokenizer"] = write_tokenizer(checkpoint.vocabulary.fields, folder)
+        if checkpoint.head_ids is not None:
+            np.save(folder / HEAD_IDS_FILE, checkpoint.head_ids.astype(np.int32))
+        write_cpu_graph(
+            checkpoint,
+            LAYOUTS[layout],
+            folder,
+            name=name,
+            progress=lambda fraction: report("writing the graph", fraction),
+        )
+        write_manifest(folder, manifest)
+    return destination
+
+
+def _config_section(checkpoint: GgufCheckpoint) -> dict[str, Any]:
+    config = checkpoint.config
+    head_size = config.vocab if checkpoint.head_ids is None else len(checkpoint.head_ids)
+    return {**config.as_manifest(), "head_size": head_size}
+
+
+def _source_section(checkpoint: GgufCheckpoint) -> dict[str, Any]:
+    section: dict[str, Any] = {
+        "file": checkpoint.file.path.name,
+        "sha256": checkpoint.file.sha256(),
+        "format": "gguf",
+    }
+    if checkpoint.is_drafter:
+        section["target"] = checkpoint.target_name
+        section["target_sha256"] = checkpoint.vocabulary.sha256()
+    return section

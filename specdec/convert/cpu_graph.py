@@ -1,0 +1,206 @@
+"""Writes a checkpoint as an ONNX graph for the CPU provider.
+
+Inputs: ``tokens`` int64 [1, S]; ``seqlens_k`` int32 [1], the total length - 1; ``total_length``
+int32 [], past + S; ``first_logit_row`` int64 [1]; ``past_key.{i}`` and ``past_value.{i}`` float32
+[1, kv_heads, capacity, head_dim]. Outputs: ``logits`` float32 [1, S - first_logit_row, head_size]
+and ``present_key.{i}``, ``present_value.{i}``, to be bound to the memory of the past: the new
+columns are written in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from specdec.convert.activation import Activation
+from specdec.convert.checkpoint import Checkpoint
+from specdec.convert.external_data import ExternalData
+from specdec.convert.graph import MICROSOFT, Graph
+from specdec.convert.layouts import Layout
+from specdec.convert.matrix import FloatArray, stack_rows
+from specdec.convert.nbits import BLOCK, encode8
+
+GRAPH_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+
+Progress = Callable[[float], None]
+
+
+def write_cpu_graph(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    folder: Path,
+    *,
+    name: str,
+    progress: Progress = lambda fraction: None,
+) -> None:
+    """Writes ``model.onnx`` and ``model.onnx.data``, one tensor of the checkpoint at a time."""
+    with ExternalData(folder / DATA_FILE) as data:
+        graph = Graph(name, data)
+        _Writer(checkpoint, layout, graph).write(progress)
+        onnx.save(graph.model(), folder / GRAPH_FILE)
+
+
+class _Writer:
+    def __init__(self, checkpoint: Checkpoint, layout: Layout, graph: Graph) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.layout = layout
+        self.graph = graph
+
+    def write(self, progress: Progress) -> None:
+        layers = self.config.layers
+        self._declare_inputs()
+        residual, update = self._embedding(), ""
+        for layer in range(layers):
+            progress((layer + 1) / (layers + 2))
+            residual, update = self._layer(layer, residual, update)
+        progress((layers + 1) / (layers + 2))
+        self._head(residual, update)
+        progress(1.0)
+
+    def _declare_inputs(self) -> None:
+        graph, config = self.graph, self.config
+        graph.input("tokens", np.int64, [1, "S"])
+        graph.input("seqlens_k", np.int32, [1])
+        graph.input("total_length", np.int32, [])
+        graph.input("first_logit_row", np.int64, [1])
+        head_size = (
+            config.vocab if self.checkpoint.head_ids is None else len(self.checkpoint.head_ids)
+        )
+        graph.output("logits", np.float32, [1, "rows", head_size])
+        cache: list[int | str] = [1, config.kv_heads, "capacity", config.head_dim]
+        for layer in range(config.layers):
+            for part in ("key", "value"):
+                graph.input(f"past_{part}.{layer}", np.float32, cache)
+                graph.output(f"present_{part}.{layer}", np.float32, cache)
+        cosine, sine = _rotary_tables(self.checkpoint)
+        graph.initializer("rotary.cosine", cosine)
+        graph.initializer("rotary.sine", sine)
+
+    def _embedding(self) -> str:
+        """[1, S, hidden]: one row of 8-bit codes per token, dequantised."""
+        graph = self.graph
+        codes, scales, zero_points = encode8(self.checkpoint.matrix("embedding"))
+        return graph.node(
+            "GatherBlockQuantized",
+            [
+                graph.initializer("embedding.codes", codes),
+                "tokens",
+                graph.initializer("embedding.scales", scales),
+                graph.initializer("embedding.zero_points", zero_points),
+            ],
+            "embedding",
+            domain=MICROSOFT,
+            bits=8,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def _layer(self, layer: int, residual: str, update: str) -> tuple[str, str]:
+        """Adds one layer; returns the residual stream and what is yet to be added to it."""
+        graph, config, checkpoint = self.graph, self.config, self.checkpoint
+        prefix = f"layers.{layer}"
+        residual, x = self._norm(f"{prefix}.attention_norm", residual, update)
+        qkv = self.layout.qkv(
+            graph,
+            f"{prefix}.qkv",
+            x,
+            stack_rows([checkpoint.matrix(f"{prefix}.{p}") for p in ("query", "key", "value")]),
+        )
+        attention = f"{prefix}.attention"
+        graph.nodes(
+            "GroupQueryAttention",
+            [
+                *(qkv, "", ""),
+                *(f"past_key.{layer}", f"past_value.{layer}", "seqlens_k", "total_length"),
+                *("rotary.cosine", "rotary.sine"),
+            ],
+            [attention, f"present_key.{layer}", f"present_value.{layer}"],
+            domain=MICROSOFT,
+            num_heads=config.heads,
+            kv_num_heads=config.kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        update = self.layout.attention_output(
+            graph,
+            f"{prefix}.attention_output",
+            Activation(attention, config.heads * config.head_dim),
+            checkpoint.matrix(f"{prefix}.attention_output"),
+        )
+        residual, x = self._norm(f"{prefix}.ffn_norm", residual, update)
+        gate = self.layout.gate_up(graph, f"{prefix}.gate", x, checkpoint.matrix(f"{prefix}.gate"))
+        up = self.layout.gate_up(graph, f"{prefix}.up", x, checkpoint.matrix(f"{prefix}.up"))
+        silu = graph.node("QuickGelu", [gate], f"{prefix}.silu", domain=MICROSOFT, alpha=1.0)
+        gated = graph.node("Mul", [silu, up], f"{prefix}.gated")
+        update = self.layout.down(
+            graph,
+            f"{prefix}.down",
+            Activation(gated, config.ffn),
+            checkpoint.matrix(f"{prefix}.down"),
+        )
+        return residual, update
+
+    def _norm(self, name: str, residual: str, update: str) -> tuple[str, Activation]:
+        """Adds ``update`` (if any) to the residual stream; returns it and its normalised form."""
+        graph, hidden = self.graph, self.config.hidden
+        gain = self.checkpoint.vector(name)
+        weights = graph.initializer(f"{name}.gain", gain)
+        if update:
+            total = f"{name}.residual"
+            graph.nodes(
+                "SkipSimplifiedLayerNormalization",
+                [residual, update, weights],
+                [name, "", "", total],
+                domain=MICROSOFT,
+                epsilon=self.config.norm_eps,
+            )
+        else:
+            total = residual
+            graph.node(
+                "SimplifiedLayerNormalization",
+                [residual, weights],
+                name,
+                axis=-1,
+                epsilon=self.config.norm_eps,
+                stash_type=1,
+            )
+        return total, Activation(name, hidden, bound=_norm_bound(gain))
+
+    def _head(self, residual: str, update: str) -> None:
+        graph = self.graph
+        _, x = self._norm("final_norm", residual, update)
+        rows = graph.node(
+            "Slice",
+            [
+                x.name,
+                "first_logit_row",
+                graph.constant([np.iinfo(np.int64).max], np.int64),
+                graph.constant([1], np.int64),
+            ],
+            "final_rows",
+        )
+        x = Activation(rows, x.size, x.bound)
+        self.layout.head(graph, "logits", x, self.checkpoint.matrix("head"))
+
+
+def _norm_bound(gain: FloatArray) -> float:
+    """No element of a root-mean-square norm of n values exceeds sqrt(n) times its gain."""
+    return math.sqrt(gain.size) * float(np.abs(gain).max())
+
+
+def _rotary_tables(checkpoint: Checkpoint) -> tuple[FloatArray, FloatArray]:
+    """Cosines and sines [context, head_dim / 2] of every position's rotation."""
+    config = checkpoint.config
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** -(np.arange(half) / half)
+    if checkpoint.rope_factors is not None:
+        frequencies = frequencies / checkpoint.rope_factors
+    angles = np.outer(np.arange(config.context), frequencies)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -1,0 +1,45 @@
+"""Which kind of linear each part of the model gets: the named layouts, and the default ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from specdec.convert.activation import Activation, Linear
+from specdec.convert.graph import Graph
+from specdec.convert.matrix import Matrix
+from specdec.convert.nbits import nbits4, nbits8
+
+
+def float32(graph: Graph, name: str, x: Activation, matrix: Matrix) -> str:
+    """The dequantised weights as they are: the reference for the other layouts."""
+    weights = graph.initializer(f"{name}.weights", np.ascontiguousarray(matrix.dequantise().T))
+    return graph.node("MatMul", [x.name, weights], name)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The kind of linear of each part of the model."""
+
+    qkv: Linear
+    attention_output: Linear
+    gate_up: Linear
+    down: Linear
+    head: Linear
+
+
+def _uniform(linear: Linear, head: Linear | None = None) -> Layout:
+    return Layout(linear, linear, linear, linear, head or linear)
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "float32": _uniform(float32),
+    "nbits8": _uniform(nbits8),
+    "nbits4": _uniform(nbits4, head=nbits8),
+}
+
+# The one place where the defaults are chosen; docs/layouts.md has the figures behind them.
+DEFAULT_LAYOUT = "nbits8"
+DEFAULT_DRAFTER_LAYOUT = "nbits4"
