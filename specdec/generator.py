@@ -1,0 +1,323 @@
+"""Generator: the main job, from a prompt to streamed text."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specdec import _core
+from specdec.chat import encode_chat
+from specdec.errors import (
+    ContextFullError,
+    GeneratorBusyError,
+    InvalidInputError,
+    VocabularyMismatchError,
+)
+from specdec.model import Model
+from specdec.sampling import SamplingParams
+from specdec.stats import Stats
+from specdec.text_stream import TextStream
+from specdec.verification import RULES
+
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Ngram:
+    """Drafts looked up in the prompt and the text so far, without a model.
+
+    The longest of the last ``max_match`` to ``min_match`` tokens that occurred before is taken, and
+    what followed it then is proposed.
+    """
+
+    min_match: int = 2
+    max_match: int = 4
+
+
+class Chunk(str):
+    """New text of a stream."""
+
+    tokens: tuple[int, ...]
+    """The tokens that were committed since the chunk before; without the end-of-text token."""
+    drafted: int
+    """How many of them came from the drafter."""
+    finish_reason: str | None
+    """In the last chunk ``"stop"``, ``"length"`` or ``"cancelled"``; else None."""
+
+    def __new__(
+        cls, text: str, tokens: Sequence[int], drafted: int, finish_reason: str | None
+    ) -> Chunk:
+        chunk = super().__new__(cls, text)
+        chunk.tokens = tuple(tokens)
+        chunk.drafted = drafted
+        chunk.finish_reason = finish_reason
+        return chunk
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole text."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    stats: Stats
+
+
+class Generator:
+    """Writes text with a target model, sped up by a drafter, in exactly the target's distribution.
+
+    A Generator holds one conversation's KV caches: a prompt that begins as the text before it (the
+    next turn of a chat) is only computed from where it differs. It writes one stream at a time.
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str] | Model,
+        draft: str | os.PathLike[str] | Model | Ngram | None = None,
+        *,
+        draft_length: int | str = "auto",
+        acceptance: str = "block",
+        max_context: int | None = None,
+    ):
+        """Load what is given by name or folder, and set up the caches.
+
+        Args:
+            target: The model whose text is wanted.
+            draft: A smaller model with the same vocabulary; ``"ngram"`` or an ``Ngram`` for drafts
+                from the text so far; None decodes plainly.
+            draft_length: Draft tokens in a round, or ``"auto"``.
+            acceptance: ``"block"``, ``"token"`` or ``"coupled"``; at temperature 0 all are greedy.
+            max_context: Tokens that prompt and text may have together; None takes the target's
+                whole context (memory is only used as it fills).
+
+        Raises:
+            InvalidInputError: A bad argument.
+            VocabularyMismatchError: Target and drafter have different vocabularies.
+            PullError, ModelFolderError: A model cannot be had.
+        """
+        if acceptance not in RULES:
+            raise InvalidInputError(
+                f"acceptance is {acceptance!r}; it must be one of {', '.join(map(repr, RULES))}"
+            )
+        self._acceptance = acceptance
+        self.target = target if isinstance(target, Model) else Model.load(target)
+        context = self.target.config.context
+        if max_context is not None and not 2 <= max_context <= context:
+            raise InvalidInputError(
+                f"max_context is {max_context}; {self.target.name} takes 2 to {context}"
+            )
+        self._max_context = max_context or context
+        self.draft = _load_draft(draft)
+        decoder = self.target.new_decoder(
+            capacity=self._max_context, max_logit_rows=_core.MAX_DRAFT_LENGTH + 1
+        )
+        self._engine = _core.Engine(decoder, self._new_drafter())
+        self._lock = threading.Lock()
+        self._cancel_requested = False
+        self._stats = Stats()
+        self.draft_length = draft_length
+
+    @property
+    def draft_length(self) -> int | str:
+        """Draft tokens in a round, or ``"auto"``.
+
+        May be set at any time, from any thread; the next round obeys. InvalidInputError outside
+        1..32.
+        """
+        length = self._engine.draft_length
+        return "auto" if length == _core.AUTO else length
+
+    @draft_length.setter
+    def draft_length(self, length: int | str) -> None:
+        if length == "auto":
+            self._engine.set_draft_length(_core.AUTO)
+            return
+        most = _core.MAX_DRAFT_LENGTH
+        if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= most:
+            plain = "; for plain decoding leave the drafter out" if length == 0 else ""
+            raise InvalidInputError(
+                f"draft_length is {length!r}; it must be 1 to {most}, or 'auto'{plain}"
+            )
+        self._engine.set_draft_length(length)
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that prompt and text may have together."""
+        return self._max_context
+
+    @property
+    def stats(self) -> Stats:
+        """Figures of the stream that runs, or of the last one; safe to read from any thread."""
+        return self._stats
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+        **overrides: Any,
+    ) -> Iterator[Chunk]:
+        """Write text, a chunk at a time.
+
+        Closing the iterator (or leaving the loop) stops the work within a round; both caches then
+        hold exactly what was committed.
+
+        Args:
+            prompt: A ``str`` is one user message, put into the model's chat template; a list of
+                ``{"role", "content"}`` is a conversation; a list of ``int`` is taken as tokens.
+            params: Sampling parameters; None takes the model's recommendation.
+            raw: A ``str`` prompt is continued as it is, without a template.
+            **overrides: Fields of SamplingParams to replace.
+
+        Raises:
+            InvalidInputError: At the call, for a bad prompt or parameter.
+            ContextFullError: At the call, for a prompt longer than the context.
+            GeneratorBusyError: At the first chunk, while another stream runs.
+            ModelRunError: A model failed; the caches are at the committed prefix.
+        """
+        settings = (params or SamplingParams()).override(overrides)
+        settings = settings.resolve(self.target.recommended_sampling)
+        tokens = self.encode(prompt, raw=raw)
+        if len(tokens) >= self._max_context:
+            raise ContextFullError(
+                f"the prompt has {len(tokens)} tokens and the context {self._max_context}; "
+                "shorten the prompt or give the Generator a larger max_context"
+            )
+        options = _core.StreamOptions()
+        options.sampling = settings.core_options(self.target.config.vocab)
+        options.set_rule(self._acceptance)
+        options.stop_ids = [] if settings.ignore_eos else sorted(self.target.tokenizer.stop_ids)
+        options.max_tokens = settings.max_tokens or 0
+        return self._run(tokens, options, settings.stop_strings)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+        **overrides: Any,
+    ) -> Result:
+        """Write a whole text; arguments and errors as for ``stream``."""
+        chunks = list(self.stream(prompt, params, raw=raw, **overrides))
+        return Result(
+            text="".join(chunks),
+            tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+            finish_reason=chunks[-1].finish_reason or "stop",
+            stats=self.stats,
+        )
+
+    def cancel(self) -> None:
+        """Stop the stream that runs, within a round; from any thread."""
+        self._cancel_requested = True
+        self._engine.cancel()
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """The prompt's tokens, as ``stream`` takes it."""
+        tokenizer = self.target.tokenizer
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InvalidInputError("the prompt is empty")
+            if raw:
+                return ([tokenizer.bos_id] if _adds_bos(tokenizer) else []) + tokenizer.encode(
+                    prompt
+                )
+            return self._encode_chat([{"role": "user", "content": prompt}])
+        if len(prompt) == 0:
+            raise InvalidInputError("the prompt is empty")
+        if all(isinstance(item, Mapping) for item in prompt):
+            return self._encode_chat(prompt)  # type: ignore[arg-type]
+        vocabulary = self.target.config.vocab
+        for index, token in enumerate(prompt):
+            if isinstance(token, bool) or not hasattr(token, "__index__"):
+                raise InvalidInputError(
+                    f"prompt item {index} is {token!r}; a prompt is a str, a list of messages or "
+                    "a list of token ids"
+                )
+            if not 0 <= int(token) < vocabulary:  # type: ignore[arg-type]
+                raise InvalidInputError(
+                    f"prompt token {index} is {token}, outside the vocabulary of {vocabulary}"
+                )
+        return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+    def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return encode_chat(self.target.tokenizer, self.target.chat_template, messages)
+
+    def _new_drafter(self) -> _core.Drafter | None:
+        if self.draft is None:
+            return None
+        if isinstance(self.draft, Ngram):
+            return _core.NgramDrafter(self.draft.min_match, self.draft.max_match)
+        ours, theirs = self.target.tokenizer, self.draft.tokenizer
+        if ours.vocabulary_sha256 != theirs.vocabulary_sha256:
+            raise VocabularyMismatchError(
+                f"{self.target.name} ({ours.vocabulary_size} tokens) and {self.draft.name} "
+                f"({theirs.vocabulary_size}) do not share one vocabulary; use a drafter that was "
+                "made for this target, or draft='ngram'"
+            )
+        capacity = min(self._max_context, self.draft.config.context)
+        return _core.ModelDrafter(
+            self.draft.new_decoder(capacity=capacity, max_logit_rows=2, as_target=False)
+        )
+
+    def _run(
+        self, tokens: list[int], options: _core.StreamOptions, stop: Sequence[str]
+    ) -> Iterator[Chunk]:
+        if not self._lock.acquire(blocking=False):
+            raise GeneratorBusyError(
+                "this Generator is writing a stream already; close that one (or cancel() it), or "
+                "use a second Generator with the same Models"
+            )
+        try:
+            self._cancel_requested = False
+            self._engine.start(tokens, options)
+            if self._cancel_requested:
+                self._engine.cancel()
+            self._engine.prefill()
+            self._stats = Stats.from_totals(self._engine.totals, 0.0)
+            yield from self._rounds(TextStream(self.target.tokenizer, stop))
+        finally:
+            self._lock.release()
+
+    def _rounds(self, text_stream: TextStream) -> Iterator[Chunk]:
+        text_seconds = 0.0
+        pending: list[int] = []  # committed, but their text is held back
+        pending_drafted = 0
+        finish = None
+        while finish is None:
+            outcome = self._engine.round()
+            start = time.perf_counter()
+            new = outcome.tokens
+            if outcome.finish == _core.Finish.stop:
+                new = new[:-1]
+            used = text_stream.tokens_used
+            text = text_stream.push(new)
+            new = new[: text_stream.tokens_used - used]
+            pending += new
+            pending_drafted += min(outcome.drafted, len(new))
+            if text_stream.stopped:
+                finish = "stop"
+            elif outcome.finish != _core.Finish.none:
+                finish = str(outcome.finish.name)
+                text += text_stream.finish()
+            text_seconds += time.perf_counter() - start
+            self._stats = Stats.from_totals(self._engine.totals, text_seconds)
+            if text or finish is not None:
+                yield Chunk(text, pending, pending_drafted, finish)
+                pending, pending_drafted = [], 0
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    return bool(tokenizer.add_bos) and tokenizer.bos_id is not None
+
+
+def _load_draft(draft: str | os.PathLike[str] | Model | Ngram | None) -> Model | Ngram | None:
+    if draft is None or isinstance(draft, (Model, Ngram)):
+        return draft
+    return Ngram() if draft == "ngram" else Model.load(draft)

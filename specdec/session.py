@@ -1,0 +1,150 @@
+"""ONNX Runtime sessions, bound to buffers that the core owns.
+
+This is the whole seam between the core and the inference runtime: the core fills its buffers and
+calls ``run(width, first_logit_row)``. Bindings are made once per step shape; a step changes values
+in buffers, never bindings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from specdec import _core
+from specdec.errors import InvalidInputError, ModelFolderError, ModelRunError
+from specdec.model_folder import ModelConfig
+
+BACKENDS = ("auto", "cpu")
+
+PREFILL_WIDTH = 128
+"""Tokens in one step of a prefill."""
+
+
+class Session:
+    """A graph on a backend. Decoders made from one Session share its weights.
+
+    Raises:
+        InvalidInputError: Unknown backend, or threads < 1.
+        ModelFolderError: ONNX Runtime cannot load the graph.
+    """
+
+    def __init__(self, graph: Path, config: ModelConfig, *, backend: str, threads: int | None):
+        if backend not in BACKENDS:
+            raise InvalidInputError(
+                f"backend is {backend!r}; this build has {', '.join(map(repr, BACKENDS))}"
+            )
+        if threads is not None and threads < 1:
+            raise InvalidInputError(f"threads is {threads}; it must be at least 1, or None")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # Target and drafter take turns: a pool that goes on spinning after its step would hold the
+        # cores that the other one needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise ModelFolderError(
+                f"{graph}: ONNX Runtime {onnxruntime.__version__} cannot load it "
+                f"({_first_line(error)}); pull or convert the model again"
+            ) from error
+        self._config = config
+
+    def new_decoder(
+        self,
+        *,
+        capacity: int,
+        min_width: int,
+        max_logit_rows: int,
+        head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None,
+    ) -> _core.Decoder:
+        """A decoder with a KV cache of its own.
+
+        Args:
+            capacity: Tokens that the KV cache has room for.
+            min_width: Narrowest step, in tokens; narrower ones are padded.
+            max_logit_rows: Most rows of logits that one step gives.
+            head_ids: int32 ``[head_size]``, the vocabulary id of each logit, ascending; None where
+                logit i belongs to id i.
+        """
+        config = self._config
+        runner = _Runner(self._session, config)
+        decoder = _core.Decoder(
+            vocabulary=config.vocab,
+            head_ids=[] if head_ids is None else head_ids.tolist(),
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            capacity=capacity,
+            min_width=min_width,
+            max_width=max(PREFILL_WIDTH, max_logit_rows),
+            max_logit_rows=max_logit_rows,
+            run=runner,
+        )
+        runner.attach(decoder)
+        return decoder
+
+
+class _Runner:
+    """Runs the session on a decoder's buffers, with one set of bindings for each step shape.
+
+    Holds addresses and not the decoder, which owns this runner: the two die together.
+    """
+
+    def __init__(self, session: Any, config: ModelConfig):
+        self._session = session
+        self._config = config
+        self._buffers: dict[str, tuple[Any, list[int], int]] = {}
+        self._bindings: dict[tuple[int, int], Callable[[], None]] = {}
+
+    def attach(self, decoder: _core.Decoder) -> None:
+        for name, array in decoder.buffers().items():
+            self._buffers[name] = (array.dtype.type, list(array.shape), array.ctypes.data)
+
+    def __call__(self, width: int, first_logit_row: int) -> None:
+        run = self._bindings.get((width, first_logit_row))
+        if run is None:
+            run = self._bindings[width, first_logit_row] = self._bind(width, first_logit_row)
+        try:
+            run()
+        except Exception as error:
+            raise ModelRunError(
+                f"ONNX Runtime failed in a step of {width} tokens: {_first_line(error)}"
+            ) from error
+
+    def _bind(self, width: int, first_logit_row: int) -> Callable[[], None]:
+        binding = self._session.io_binding()
+
+        def bind_input(name: str, buffer: str, shape: list[int] | None = None) -> None:
+            dtype, whole, address = self._buffers[buffer]
+            binding.bind_input(name, "cpu", 0, dtype, whole if shape is None else shape, address)
+
+        def bind_output(name: str, buffer: str, shape: list[int] | None = None) -> None:
+            dtype, whole, address = self._buffers[buffer]
+            binding.bind_output(name, "cpu", 0, dtype, whole if shape is None else shape, address)
+
+        bind_input("tokens", "tokens", [1, width])
+        bind_input("seqlens_k", "seqlens_k")
+        bind_input("total_length", "total_length")
+        bind_input("first_logit_row", "first_logit_row")
+        head_size = self._config.head_size
+        bind_output("logits", "logits", [1, width - first_logit_row, head_size])
+        for layer in range(self._config.layers):
+            for kind in ("key", "value"):
+                # The same memory: the graph writes the new columns in place.
+                bind_input(f"past_{kind}.{layer}", f"{kind}.{layer}")
+                bind_output(f"present_{kind}.{layer}", f"{kind}.{layer}")
+        return partial(self._session.run_with_iobinding, binding)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

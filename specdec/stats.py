@@ -1,0 +1,104 @@
+"""What a stream cost and what drafting brought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Totals(Protocol):
+    """The core's sums over a stream's rounds."""
+
+    rounds: int
+    tokens: int
+    prompt_tokens: int
+    prefilled_tokens: int
+    drafted_at: Sequence[int]
+    accepted_at: Sequence[int]
+    prefill_seconds: float
+    draft_seconds: float
+    verify_seconds: float
+    accept_seconds: float
+    model_seconds: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """One stream's figures, so far."""
+
+    rounds: int = 0
+    """Target steps after the prefill."""
+    tokens: int = 0
+    """Tokens committed, the end-of-text token included."""
+    drafted: int = 0
+    """Draft tokens that the target checked."""
+    accepted: int = 0
+    """Of those, tokens that it accepted."""
+    acceptance_by_position: tuple[float, ...] = ()
+    """Entry i: of the rounds with more than i drafts, the share that accepted more than i."""
+    prompt_tokens: int = 0
+    prefilled_tokens: int = 0
+    """Prompt tokens that were computed; the others were in the caches from the stream before."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: prefill, draft, verify (target steps), accept, text. No time of the caller's."""
+    model_seconds: float = 0.0
+    """Inside the two models' run calls, prefill included."""
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted drafts over drafts; 0 without drafts."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def block_efficiency(self) -> float:
+        """Tokens committed per target step (Leviathan et al. 2211.17192); plain decoding: 1."""
+        return self.tokens / self.rounds if self.rounds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens committed per second after the prefill."""
+        seconds = sum(self.seconds.values()) - self.seconds.get("prefill", 0.0)
+        return self.tokens / seconds if seconds > 0 else 0.0
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens computed per second, by target and drafter together."""
+        seconds = self.seconds.get("prefill", 0.0)
+        return self.prefilled_tokens / seconds if seconds > 0 else 0.0
+
+    @classmethod
+    def from_totals(cls, totals: Totals, text_seconds: float) -> Stats:
+        """Stats from the core's sums and the seconds spent turning tokens into text."""
+        return cls(
+            rounds=totals.rounds,
+            tokens=totals.tokens,
+            drafted=sum(totals.drafted_at),
+            accepted=sum(totals.accepted_at),
+            acceptance_by_position=tuple(
+                accepted / drafted
+                for accepted, drafted in zip(totals.accepted_at, totals.drafted_at, strict=True)
+            ),
+            prompt_tokens=totals.prompt_tokens,
+            prefilled_tokens=totals.prefilled_tokens,
+            seconds={
+                "prefill": totals.prefill_seconds,
+                "draft": totals.draft_seconds,
+                "verify": totals.verify_seconds,
+                "accept": totals.accept_seconds,
+                "text": text_seconds,
+            },
+            model_seconds=totals.model_seconds,
+        )
+
+    def __str__(self) -> str:
+        parts = [f"{self.tokens} tokens", f"{self.tokens_per_second:.1f} tokens/s"]
+        if self.drafted:
+            parts.append(f"acceptance {self.acceptance_rate:.0%}")
+            parts.append(f"block efficiency {self.block_efficiency:.2f}")
+        parts.append(
+            f"prefill {self.prefilled_tokens} tokens at {self.prefill_tokens_per_second:.0f}/s"
+        )
+        shares = sum(self.seconds.values()) or 1.0
+        spent = ", ".join(f"{name} {value / shares:.0%}" for name, value in self.seconds.items())
+        return f"{' · '.join(parts)} · time: {spent}"
