@@ -124,11 +124,12 @@ class Tokenizer:
 
     def _encode_plain(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            text.encode()  # the library's own complaint does not say what is wrong
         except UnicodeEncodeError as error:
             raise InvalidInputError(
                 f"the text is not valid Unicode: lone surrogate at position {error.start}"
             ) from None
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
 
