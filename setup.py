@@ -43,7 +43,7 @@ ParallelCompile("SPECDEC_BUILD_JOBS", default=2).install()
 setup(
     packages=["specdec", "specdec.convert", "specdec.recipes"],
     package_dir={"specdec.recipes": "models"},
-    package_data={"specdec": ["py.typed"], "specdec.recipes": ["*/recipe.json", "*/*.gguf"]},
+    package_data={"specdec": ["py.typed", "_core.pyi"], "specdec.recipes": ["*/recipe.json", "*/*.gguf"]},
     ext_modules=[
         Pybind11Extension(
             "specdec._core",

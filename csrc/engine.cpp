@@ -79,7 +79,7 @@ void Engine::start(std::vector<std::int32_t> prompt, StreamOptions options) {
   sampler_.start(options_.sampling, vocabulary, sequence_);
   totals_ = Totals{};
   totals_.prompt_tokens = length;
-  totals_.prefilled_tokens = length - target_->cache().length();
+  totals_.prefilled_tokens = length - 1 - target_->cache().length();
   cancelled_ = false;
   running_ = true;
 }

@@ -35,7 +35,8 @@ struct Totals {
   std::int64_t rounds = 0;
   std::int64_t tokens = 0;           // committed
   std::int64_t prompt_tokens = 0;
-  std::int64_t prefilled_tokens = 0;  // of the prompt, not taken over from the stream before
+  // Of the prompt: neither in the caches already, nor its last token, which the first round runs.
+  std::int64_t prefilled_tokens = 0;
   std::vector<std::int64_t> drafted_at;   // [i]: rounds with at least i + 1 drafts
   std::vector<std::int64_t> accepted_at;  // [i]: of those, rounds that accepted at least i + 1
   double prefill_seconds = 0;

@@ -1,0 +1,130 @@
+"""Types of the C++ core; see csrc/ for what each does."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+AUTO: int
+MAX_DRAFT_LENGTH: int
+
+class SamplingOptions:
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Sequence[tuple[int, float]]
+    seed: int
+
+class StreamOptions:
+    sampling: SamplingOptions
+    stop_ids: Sequence[int]
+    max_tokens: int
+    def set_rule(self, name: str) -> None: ...
+
+class Finish:
+    name: str
+    none: Finish
+    stop: Finish
+    length: Finish
+    cancelled: Finish
+
+class RoundResult:
+    tokens: list[int]
+    drafted: int
+    finish: Finish
+
+class Totals:
+    rounds: int
+    tokens: int
+    prompt_tokens: int
+    prefilled_tokens: int
+    drafted_at: list[int]
+    accepted_at: list[int]
+    prefill_seconds: float
+    draft_seconds: float
+    verify_seconds: float
+    accept_seconds: float
+    model_seconds: float
+
+class Decoder:
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        head_ids: Sequence[int],
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        min_width: int,
+        max_width: int,
+        max_logit_rows: int,
+        run: Callable[[int, int], None],
+    ) -> None: ...
+    def buffers(self) -> dict[str, npt.NDArray[Any]]: ...
+    def forward(self, tokens: Sequence[int], logit_rows: int) -> npt.NDArray[np.float32]: ...
+    def commit(self, n: int) -> None: ...
+    def truncate(self, n: int) -> None: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def run_seconds(self) -> float: ...
+    @property
+    def runs(self) -> int: ...
+
+class Drafter: ...
+
+class ModelDrafter(Drafter):
+    def __init__(self, decoder: Decoder) -> None: ...
+
+class NgramDrafter(Drafter):
+    def __init__(self, min_match: int, max_match: int) -> None: ...
+
+class DraftLength:
+    def __init__(self, max_k: int) -> None: ...
+    def choose(self) -> int: ...
+    def observe(
+        self, drafted: int, accepted: int, draft_seconds: float, target_seconds: float
+    ) -> None: ...
+    def rate(self, k: int) -> float: ...
+
+class Engine:
+    def __init__(self, target: Decoder, drafter: Drafter | None) -> None: ...
+    def start(self, prompt: Sequence[int], options: StreamOptions) -> None: ...
+    def prefill(self) -> None: ...
+    def round(self) -> RoundResult: ...
+    def cancel(self) -> None: ...
+    def set_draft_length(self, k: int) -> None: ...
+    @property
+    def draft_length(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def totals(self) -> Totals: ...
+    @property
+    def tokens(self) -> list[int]: ...
+
+def verify_batch(
+    rule: str,
+    target_probs: npt.NDArray[np.float32],
+    draft_probs: npt.NDArray[np.float32],
+    draft_tokens: npt.NDArray[np.int32],
+    seeds: npt.NDArray[np.uint64],
+    position: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]: ...
+def race_batch(
+    probs: npt.NDArray[np.float32], seeds: npt.NDArray[np.uint64], position: int
+) -> npt.NDArray[np.int32]: ...
+def distribution_of(
+    logits: npt.NDArray[np.float32],
+    options: SamplingOptions,
+    prompt: Sequence[int],
+    generated: Sequence[int],
+) -> npt.NDArray[np.float32]: ...
