@@ -1,0 +1,1 @@
+"""specdec's tests; a package, so that they can share helpers such as ``tiny_gguf``."""
