@@ -1,11 +1,11 @@
 """specdec: lossless speculative decoding for large language models on devices.
 
-    from specdec import Generator
+from specdec import Generator
 
-    gen = Generator("smollm2-135m", "smollm2-135m-drafter")
-    for chunk in gen.stream("Why is the sky blue?"):
-        print(chunk, end="", flush=True)
-    print(gen.stats)
+gen = Generator("smollm2-135m", "smollm2-135m-drafter")
+for chunk in gen.stream("Why is the sky blue?"):
+    print(chunk, end="", flush=True)
+print(gen.stats)
 """
 
 from specdec.errors import (

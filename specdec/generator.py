@@ -225,9 +225,10 @@ class Generator:
             if not prompt:
                 raise InvalidInputError("the prompt is empty")
             if raw:
-                return ([tokenizer.bos_id] if _adds_bos(tokenizer) else []) + tokenizer.encode(
-                    prompt
-                )
+                tokens = tokenizer.encode(prompt)
+                if tokenizer.add_bos and tokenizer.bos_id is not None:
+                    tokens.insert(0, tokenizer.bos_id)
+                return tokens
             return self._encode_chat([{"role": "user", "content": prompt}])
         if len(prompt) == 0:
             raise InvalidInputError("the prompt is empty")
@@ -240,7 +241,7 @@ class Generator:
                     f"prompt item {index} is {token!r}; a prompt is a str, a list of messages or "
                     "a list of token ids"
                 )
-            if not 0 <= int(token) < vocabulary:  # type: ignore[arg-type]
+            if not 0 <= int(token) < vocabulary:
                 raise InvalidInputError(
                     f"prompt token {index} is {token}, outside the vocabulary of {vocabulary}"
                 )
@@ -311,10 +312,6 @@ class Generator:
             if text or finish is not None:
                 yield Chunk(text, pending, pending_drafted, finish)
                 pending, pending_drafted = [], 0
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    return bool(tokenizer.add_bos) and tokenizer.bos_id is not None
 
 
 def _load_draft(draft: str | os.PathLike[str] | Model | Ngram | None) -> Model | Ngram | None:

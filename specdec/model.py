@@ -128,4 +128,4 @@ def _load_head_ids(folder: ModelFolder) -> np.ndarray[Any, np.dtype[np.int32]] |
         raise ModelFolderError(
             f"{path}: must be {size} ascending int32 ids; convert the model again"
         )
-    return ids
+    return np.asarray(ids, dtype=np.int32)

@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-
-class Totals(Protocol):
-    """The core's sums over a stream's rounds."""
-
-    rounds: int
-    tokens: int
-    prompt_tokens: int
-    prefilled_tokens: int
-    drafted_at: Sequence[int]
-    accepted_at: Sequence[int]
-    prefill_seconds: float
-    draft_seconds: float
-    verify_seconds: float
-    accept_seconds: float
-    model_seconds: float
+from specdec import _core
 
 
 @dataclass(frozen=True)
@@ -68,7 +52,7 @@ class Stats:
         return self.prefilled_tokens / seconds if seconds > 0 else 0.0
 
     @classmethod
-    def from_totals(cls, totals: Totals, text_seconds: float) -> Stats:
+    def from_totals(cls, totals: _core.Totals, text_seconds: float) -> Stats:
         """Stats from the core's sums and the seconds spent turning tokens into text."""
         return cls(
             rounds=totals.rounds,

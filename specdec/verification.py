@@ -85,7 +85,9 @@ def verify_batch(
     if tokens.shape == q.shape[:-1] and tokens.size:
         drawn = np.take_along_axis(q, tokens[..., None].astype(np.int64), axis=-1)
         if (drawn <= 0).any():
-            raise InvalidInputError("a draft token has draft probability 0: it was not drawn from q")
+            raise InvalidInputError(
+                "a draft token has draft probability 0: it was not drawn from q"
+            )
     return _core.verify_batch(rule, p, q, tokens, np.asarray(seeds, dtype=np.uint64), position)
 
 

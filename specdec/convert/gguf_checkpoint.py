@@ -38,8 +38,8 @@ class GgufCheckpoint:
         if self.target_name is not None:
             if target_source is None:
                 raise CheckpointError(
-                    f"{source}: this is a drafter for '{self.target_name}', whose embedding, head and "
-                    "tokenizer it uses: give that target's GGUF file as target_source"
+                    f"{source}: this is a drafter for '{self.target_name}', whose embedding, head "
+                    "and tokenizer it uses: give that target's GGUF file as target_source"
                 )
             self.vocabulary = GgufFile(target_source)
             _architecture(self.vocabulary)
