@@ -20,6 +20,8 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self._backend = backend
         self._added = backend.get_added_tokens_decoder()
+        # Filled token by token: a whole table would make the first text wait for 0.1 s.
+        self._bytes: dict[int, bytes] = {}
         self.vocabulary_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.vocabulary_sha256 = section.vocabulary_sha256
         self.bos_id = section.bos_id
@@ -85,11 +87,10 @@ class Tokenizer:
         Raises:
             InvalidInputError: There is no such token.
         """
-        if not 0 <= token < self.vocabulary_size:
-            raise InvalidInputError(
-                f"token {token} is outside of the vocabulary (0 to {self.vocabulary_size - 1})"
-            )
-        return self._bytes[token]
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._compute_bytes(token)
+        return known
 
     def token_text(self, token: int | None) -> str:
         """The name of a token as templates write it; "" for None."""
@@ -110,17 +111,15 @@ class Tokenizer:
             if added.special and len(added.content) > 1
         }
 
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        byte_of = _byte_level_alphabet()
-        table = []
-        for token in range(self.vocabulary_size):
-            name = self._backend.id_to_token(token) or ""
-            if token in self._added:  # kept as plain text, not in the byte-level alphabet
-                table.append(b"" if self._added[token].special else name.encode())
-            else:
-                table.append(b"".join(byte_of.get(c) or c.encode() for c in name))
-        return table
+    def _compute_bytes(self, token: int) -> bytes:
+        if not 0 <= token < self.vocabulary_size:
+            raise InvalidInputError(
+                f"token {token} is outside of the vocabulary (0 to {self.vocabulary_size - 1})"
+            )
+        name = self._backend.id_to_token(token) or ""
+        if token in self._added:  # kept as plain text, not in the byte-level alphabet
+            return b"" if self._added[token].special else name.encode()
+        return b"".join(_BYTE_OF.get(character) or character.encode() for character in name)
 
     def _encode_plain(self, text: str) -> list[int]:
         try:
@@ -143,3 +142,6 @@ def _byte_level_alphabet() -> dict[str, bytes]:
     alphabet = {chr(byte): bytes([byte]) for byte in printable}
     alphabet |= {chr(0x100 + index): bytes([byte]) for index, byte in enumerate(moved)}
     return alphabet
+
+
+_BYTE_OF = _byte_level_alphabet()
