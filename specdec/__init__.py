@@ -8,23 +8,27 @@ for chunk in gen.stream("Why is the sky blue?"):
 print(gen.stats)
 """
 
-from specdec.errors import (
-    CheckpointError,
-    ContextFullError,
-    GeneratorBusyError,
-    InvalidInputError,
-    ModelFolderError,
-    ModelRunError,
-    PullError,
-    SpecdecError,
-    VocabularyMismatchError,
-)
-from specdec.generator import Chunk, Generator, Ngram, Result
-from specdec.hub import pull
-from specdec.model import Model
-from specdec.sampling import SamplingParams
-from specdec.stats import Stats
-from specdec.verification import verify, verify_batch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specdec.errors import (
+        CheckpointError,
+        ContextFullError,
+        GeneratorBusyError,
+        InvalidInputError,
+        ModelFolderError,
+        ModelRunError,
+        PullError,
+        SpecdecError,
+        VocabularyMismatchError,
+    )
+    from specdec.generator import Chunk, Generator, Ngram, Result
+    from specdec.hub import pull
+    from specdec.model import Model
+    from specdec.sampling import SamplingParams
+    from specdec.stats import Stats
+    from specdec.verification import verify, verify_batch
 
 __all__ = [
     "CheckpointError",
@@ -47,3 +51,38 @@ __all__ = [
     "verify",
     "verify_batch",
 ]
+
+# Imported when first used: the runtime takes half a second, which `specdec --help` need not wait.
+_HOMES = {
+    "CheckpointError": "specdec.errors",
+    "Chunk": "specdec.generator",
+    "ContextFullError": "specdec.errors",
+    "Generator": "specdec.generator",
+    "GeneratorBusyError": "specdec.errors",
+    "InvalidInputError": "specdec.errors",
+    "Model": "specdec.model",
+    "ModelFolderError": "specdec.errors",
+    "ModelRunError": "specdec.errors",
+    "Ngram": "specdec.generator",
+    "PullError": "specdec.errors",
+    "Result": "specdec.generator",
+    "SamplingParams": "specdec.sampling",
+    "SpecdecError": "specdec.errors",
+    "Stats": "specdec.stats",
+    "VocabularyMismatchError": "specdec.errors",
+    "pull": "specdec.hub",
+    "verify": "specdec.verification",
+    "verify_batch": "specdec.verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from specdec import _core
 
@@ -19,8 +21,10 @@ class Stats:
     """Draft tokens that the target checked."""
     accepted: int = 0
     """Of those, tokens that it accepted."""
-    acceptance_by_position: tuple[float, ...] = ()
-    """Entry i: of the rounds with more than i drafts, the share that accepted more than i."""
+    drafted_by_position: tuple[int, ...] = ()
+    """Entry i: rounds with more than i drafts."""
+    accepted_by_position: tuple[int, ...] = ()
+    """Entry i: of those, rounds that accepted more than i."""
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
     """Prompt tokens that were computed; the others were in the caches from the stream before."""
@@ -33,6 +37,12 @@ class Stats:
     def acceptance_rate(self) -> float:
         """Accepted drafts over drafts; 0 without drafts."""
         return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def acceptance_by_position(self) -> tuple[float, ...]:
+        """Entry i: of the rounds with more than i drafts, the share that accepted more than i."""
+        counts = zip(self.accepted_by_position, self.drafted_by_position, strict=True)
+        return tuple(accepted / drafted if drafted else 0.0 for accepted, drafted in counts)
 
     @property
     def block_efficiency(self) -> float:
@@ -59,10 +69,8 @@ class Stats:
             tokens=totals.tokens,
             drafted=sum(totals.drafted_at),
             accepted=sum(totals.accepted_at),
-            acceptance_by_position=tuple(
-                accepted / drafted
-                for accepted, drafted in zip(totals.accepted_at, totals.drafted_at, strict=True)
-            ),
+            drafted_by_position=tuple(totals.drafted_at),
+            accepted_by_position=tuple(totals.accepted_at),
             prompt_tokens=totals.prompt_tokens,
             prefilled_tokens=totals.prefilled_tokens,
             seconds={
@@ -73,6 +81,24 @@ class Stats:
                 "text": text_seconds,
             },
             model_seconds=totals.model_seconds,
+        )
+
+    def __add__(self, other: Stats) -> Stats:
+        """The figures of two streams taken together."""
+        phases = [*self.seconds, *(name for name in other.seconds if name not in self.seconds)]
+        return Stats(
+            rounds=self.rounds + other.rounds,
+            tokens=self.tokens + other.tokens,
+            drafted=self.drafted + other.drafted,
+            accepted=self.accepted + other.accepted,
+            drafted_by_position=_sums(self.drafted_by_position, other.drafted_by_position),
+            accepted_by_position=_sums(self.accepted_by_position, other.accepted_by_position),
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            prefilled_tokens=self.prefilled_tokens + other.prefilled_tokens,
+            seconds={
+                name: self.seconds.get(name, 0.0) + other.seconds.get(name, 0.0) for name in phases
+            },
+            model_seconds=self.model_seconds + other.model_seconds,
         )
 
     def __str__(self) -> str:
@@ -86,3 +112,7 @@ class Stats:
         shares = sum(self.seconds.values()) or 1.0
         spent = ", ".join(f"{name} {value / shares:.0%}" for name, value in self.seconds.items())
         return f"{' · '.join(parts)} · time: {spent}"
+
+
+def _sums(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip_longest(left, right, fillvalue=0))
