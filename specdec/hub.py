@@ -80,24 +80,25 @@ def resolve(name_or_folder: str | os.PathLike[str], *, progress: Progress | None
     folder = Path(name_or_folder).expanduser()
     if (folder / MANIFEST).is_file():
         return folder
-    if folder.is_dir() or not isinstance(name_or_folder, str):
+    is_name = isinstance(name_or_folder, str) and name_or_folder in known_models()
+    if not is_name and (folder.is_dir() or not isinstance(name_or_folder, str)):
         what = f"has no {MANIFEST}" if folder.exists() else "does not exist"
         known = ", ".join(known_models())
         raise ModelFolderError(f"{folder}: {what}; name a model folder or one of: {known}")
-    own = _own_folder(name_or_folder)
-    if own is not None:
+    name = str(name_or_folder)
+    if not is_name and (own := _own_folder(name)) is not None:
         return own
-    recipe = load_recipe(name_or_folder)
-    destination = _folder_of(name_or_folder)
+    recipe = load_recipe(name)
+    destination = _folder_of(name)
     # The whole content is checked when the folder is opened; here it is enough to know the model.
     if _open_made_from(recipe, destination, verify=False):
         return destination
-    return pull(name_or_folder, progress=progress or _StageLines(name_or_folder))
+    return pull(name, progress=progress or _StageLines(name))
 
 
 def _own_folder(name: str) -> Path | None:
     """A model that the user converted into the cache folder under a name of their own."""
-    if name in known_models() or not name.strip(".") or set(name) & set("/\\:"):
+    if not name.strip(".") or set(name) & set("/\\:"):
         return None
     folder = _folder_of(name)
     return folder if (folder / MANIFEST).is_file() else None
