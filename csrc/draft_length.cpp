@@ -64,7 +64,7 @@ std::int32_t DraftLength::best() const {
 }
 
 std::int32_t DraftLength::choose() {
-  if (rounds_ == 0) return std::min(kFirstChoice, max_k_);
+  if (rounds_ < 2) return std::min(kFirstChoice, max_k_);  // nothing is measured yet
   if (rounds_ == 2) return 0;  // what a plain step costs is the other half of every comparison
   if (plain_rounds_left_ > 0) {
     --plain_rounds_left_;
