@@ -1,0 +1,132 @@
+"""Toy models for the core: text as a Markov chain of order two, read back from the KV cache.
+
+A toy keeps each token in the key cache at its position and takes its context from there alone, so
+a column that is missing, stale or one too many changes the text. What the core must not look at
+holds garbage, as it does in a real graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec import _core
+
+Table = NDArray[np.float32]  # logits [V, V, head size]: after two tokens, the earlier one first
+
+GARBAGE = 1e30
+
+
+class Toy:
+    """One model behind a decoder of its own."""
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        head_ids: list[int] | None = None,
+        min_width: int = 1,
+        max_width: int = 64,
+        max_logit_rows: int = 33,
+        capacity: int = 512,
+    ) -> None:
+        self.vocabulary = table.shape[0]
+        self.rows = np.ascontiguousarray(table.reshape(-1, table.shape[2]))
+        self.widths: list[int] = []  # of the last steps, where `record` is set
+        self.record = False
+        self.before_run: Callable[[int], None] | None = None  # gets the number of the run
+        self.runs = 0
+        self.poison = True
+        self.decoder = _core.Decoder(
+            vocabulary=self.vocabulary,
+            head_ids=head_ids or [],
+            layers=1,
+            kv_heads=1,
+            head_dim=1,
+            capacity=capacity,
+            min_width=min_width,
+            max_width=max_width,
+            max_logit_rows=max_logit_rows,
+            run=self._run,
+        )
+        buffers = self.decoder.buffers()
+        self.tokens: NDArray[Any] = buffers["tokens"]
+        self.total_length: NDArray[Any] = buffers["total_length"]
+        self.seqlens_k: NDArray[Any] = buffers["seqlens_k"]
+        self.first_logit_row: NDArray[Any] = buffers["first_logit_row"]
+        self.logits: NDArray[Any] = buffers["logits"]
+        self.keys: NDArray[Any] = buffers["key.0"][0, 0, :, 0]
+        self.values: NDArray[Any] = buffers["value.0"][0, 0, :, 0]
+
+    def _run(self, width: int, first: int) -> None:
+        self.runs += 1
+        if self.before_run is not None:
+            self.before_run(self.runs)
+        if self.record:
+            self.widths.append(width)
+        end = int(self.total_length[()])
+        start = end - width
+        assert self.seqlens_k[0] == end - 1
+        assert self.first_logit_row[0] == first
+        keys, values = self.keys, self.values
+        assert start == 0 or values[start - 1] == start, "a column that was never computed"
+        keys[start:end] = self.tokens[:width]
+        values[start:end] = range(start + 1, end + 1)
+        if self.poison:
+            keys[end : end + 8] = -1
+            values[end : end + 8] = -1
+            self.logits[...] = GARBAGE
+        rows = width - first
+        begin = start + first
+        if begin == 0:
+            self.logits[0] = self.rows[int(keys[0])]
+            first, begin = first + 1, 1
+        if first < width:
+            context = keys[begin - 1 : end - 1] * self.vocabulary + keys[begin:end]
+            self.logits[rows - (width - first) : rows] = self.rows[context.astype(np.intp)]
+
+
+def random_table(seed: int, vocabulary: int, spread: float = 1.0, head: int = 0) -> Table:
+    rng = np.random.default_rng(seed)
+    shape = (vocabulary, vocabulary, head or vocabulary)
+    return rng.normal(0, spread, shape).astype(np.float32)
+
+
+def near(table: Table, seed: int, noise: float = 0.4) -> Table:
+    """A drafter's table: the target's, blurred."""
+    rng = np.random.default_rng(seed)
+    return (table + rng.normal(0, noise, table.shape)).astype(np.float32)
+
+
+def stream_options(
+    *, rule: str = "block", max_tokens: int = 0, stop_ids: list[int] | None = None, **sampling: Any
+) -> Any:
+    options = _core.StreamOptions()
+    chosen = _core.SamplingOptions()
+    for name, value in sampling.items():
+        setattr(chosen, name, value)
+    options.sampling = chosen
+    options.set_rule(rule)
+    options.max_tokens = max_tokens
+    options.stop_ids = stop_ids or []
+    return options
+
+
+def run_stream(engine: Any, prompt: list[int], options: Any) -> list[int]:
+    """The text of a whole stream."""
+    engine.start(prompt, options)
+    engine.prefill()
+    text: list[int] = []
+    while True:
+        result = engine.round()
+        text += result.tokens
+        if result.finish != _core.Finish.none:
+            return text
+
+
+def plain_text(table: Table, prompt: list[int], options: Any, **toy: Any) -> list[int]:
+    """What the target writes alone."""
+    return run_stream(_core.Engine(Toy(table, **toy).decoder, None), prompt, options)
