@@ -34,16 +34,26 @@ class BuildCore(build_ext):
                 "    Debian/Ubuntu:  apt-get install g++ python3-dev\n"
                 "    Fedora:         dnf install gcc-c++ python3-devel\n"
                 "    macOS:          xcode-select --install\n"
-                "    Windows:        Visual Studio Build Tools with 'Desktop development with C++'\n"
+                "    Windows:        Visual Studio Build Tools, 'Desktop development with C++'\n"
             )
 
 
 ParallelCompile("SPECDEC_BUILD_JOBS", default=2).install()
 
 setup(
-    packages=["specdec", "specdec.convert", "specdec.recipes"],
+    packages=[
+        "specdec",
+        "specdec.benchmark",
+        "specdec.cli",
+        "specdec.convert",
+        "specdec.recipes",
+    ],
     package_dir={"specdec.recipes": "models"},
-    package_data={"specdec": ["py.typed", "_core.pyi"], "specdec.recipes": ["*/recipe.json", "*/*.gguf"]},
+    package_data={
+        "specdec": ["py.typed", "_core.pyi"],
+        "specdec.benchmark": ["prompts.json"],
+        "specdec.recipes": ["*/recipe.json", "*/*.gguf"],
+    },
     ext_modules=[
         Pybind11Extension(
             "specdec._core",

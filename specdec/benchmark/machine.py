@@ -1,0 +1,46 @@
+"""What the figures were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from specdec.generator import Ngram
+from specdec.model import Model
+
+
+def describe_machine(target: Model, draft: Model | Ngram | None) -> dict[str, Any]:
+    """Processor, versions, models and threads, ready for JSON."""
+    return {
+        "cpu": cpu_model(),
+        "logical_cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "specdec": version("specdec"),
+        "onnxruntime": onnxruntime.__version__,
+        "threads": target.threads or "one for each physical core",
+        "target": _describe(target),
+        "draft": _describe(draft) if isinstance(draft, Model) else None,
+        "width_invariant": target.width_invariant,
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name, as well as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    return {"name": model.name, "layout": model.folder.layout, "source": model.folder.source}

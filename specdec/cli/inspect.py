@@ -1,0 +1,134 @@
+"""``specdec inspect``: what a model folder holds and how it behaves here."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specdec.cli.options import ThreadsOption
+
+if TYPE_CHECKING:
+    from specdec.model import Model
+    from specdec.model_folder import ModelConfig
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A known name, or a model folder.")],
+    threads: ThreadsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show a model: sizes, layout, tokenizer, source, and whether its rows are width-invariant."""
+    from specdec.cli.models import load_model
+
+    description = describe(load_model(model, threads))
+    if as_json:
+        print(json.dumps(description, indent=2, ensure_ascii=False))
+    else:
+        _print_description(description)
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What is known about a loaded model, ready for JSON."""
+    import onnxruntime
+
+    folder, config, tokenizer = model.folder, model.config, model.tokenizer
+    files: dict[str, Any] = folder.manifest["files"]
+    return {
+        "name": model.name,
+        "folder": str(folder.path),
+        "role": folder.role,
+        "architecture": folder.manifest.get("architecture"),
+        "parameters": count_parameters(config),
+        "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
+        "layout": folder.layout,
+        "files": {name: entry["bytes"] for name, entry in files.items()},
+        "tokenizer": {
+            "vocabulary": tokenizer.vocabulary_size,
+            "stop_tokens": {
+                tokenizer.token_text(token): token for token in sorted(tokenizer.stop_ids)
+            },
+            "chat_template": model.chat_template is not None,
+        },
+        "head": {"trimmed": config.head_size < config.vocab, "ids": config.head_size},
+        "sampling": model.recommended_sampling,
+        "source": folder.source,
+        "backend": model.backend,
+        "runtime": f"onnxruntime {onnxruntime.__version__}",
+        "threads": model.threads,
+        "width_invariant": model.width_invariant,
+    }
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Weights of the network; a tied head shares the embedding's."""
+    query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    attention = config.hidden * (2 * query + 2 * key_value)
+    layer = attention + 3 * config.hidden * config.ffn + 2 * config.hidden
+    head = 0 if config.tied_head else config.head_size * config.hidden
+    embedding = config.vocab * config.hidden
+    return embedding + config.layers * layer + config.hidden + head
+
+
+def _print_description(model: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    config, tokenizer, head = model["config"], model["tokenizer"], model["head"]
+    files = ", ".join(f"{name} {_megabytes(size)}" for name, size in model["files"].items())
+    stops = ", ".join(f"{text} ({token})" for text, token in tokenizer["stop_tokens"].items())
+    sampling = ", ".join(f"{name} {value}" for name, value in model["sampling"].items())
+    source = model["source"]
+    threads = model["threads"] or "one for each physical core"
+    rows = {
+        "name": f"{model['name']} ({model['role']})",
+        "folder": model["folder"],
+        "architecture": f"{model['architecture']}, {model['parameters'] / 1e6:.1f} M parameters",
+        "sizes": (
+            f"{config['layers']} layers, hidden {config['hidden']}, {config['heads']} heads / "
+            f"{config['kv_heads']} key-value heads of {config['head_dim']}, "
+            f"feed-forward {config['ffn']}"
+        ),
+        "context": f"{config['context']} tokens, RoPE theta {config['rope_theta']:g}",
+        "layout": model["layout"],
+        "files": f"{_megabytes(sum(model['files'].values()))}: {files}",
+        "tokenizer": f"{tokenizer['vocabulary']} tokens; stops at {stops or 'none'}",
+        "chat template": "yes" if tokenizer["chat_template"] else "none; prompts need --raw",
+        "head": (
+            f"trimmed to {head['ids']} of {config['vocab']} ids" if head["trimmed"]
+            else f"whole, {head['ids']} ids"
+        ) + (", tied to the embedding" if config["tied_head"] else ""),
+        "sampling": sampling or "no recommendation",
+        "source": ", ".join(f"{name} {value}" for name, value in source.items()) or "not recorded",
+        "runs on": f"{model['backend']} ({model['runtime']}), threads: {threads}",
+        "width-invariant": _WIDTH_INVARIANCE[model["role"], model["width_invariant"]],
+    }  # fmt: skip
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+
+
+_WIDTH_INVARIANCE = {
+    ("target", True): (
+        "yes: a token's logits are the same bits however many tokens share its step, so greedy "
+        "text is the same token for token whatever the drafter and the draft length"
+    ),
+    ("target", False): (
+        "NO, WARNING: on this machine a token's logits change in their last bits with the number "
+        "of tokens in its step. Text still follows the target's distribution, but where two tokens "
+        "are nearly equal, greedy text may depend on the draft length"
+    ),
+    ("drafter", True): "yes (for a drafter it does not matter)",
+    ("drafter", False): "no (for a drafter it does not matter: the target decides every token)",
+}
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

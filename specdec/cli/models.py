@@ -1,0 +1,72 @@
+"""Loads what ``--model`` and ``--draft`` name, with the progress of a first pull shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from specdec.cli.console import StageProgress
+
+if TYPE_CHECKING:
+    from specdec.generator import Ngram
+    from specdec.model import Model
+
+NGRAM = "ngram"
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and what drafts for it."""
+
+    target: Model
+    draft: Model | Ngram | None
+    by_default: bool
+    """Whether the drafter was chosen because nobody named one."""
+
+    @property
+    def drafter_name(self) -> str:
+        """The drafter's name, for people."""
+        if self.draft is None:
+            return NONE
+        return getattr(self.draft, "name", NGRAM)
+
+    def __str__(self) -> str:
+        if self.draft is None:
+            return f"{self.target.name} without a drafter"
+        chosen = " (its known drafter)" if self.by_default else ""
+        return f"{self.target.name} drafted by {self.drafter_name}{chosen}"
+
+
+def load_pair(model: str, draft: str | None, threads: int | None) -> Pair:
+    """The models that ``--model`` and ``--draft`` name; None takes the model's known drafter."""
+    from specdec.generator import Ngram
+
+    drafter = draft or known_drafter(model) or NONE
+    target = load_model(model, threads)
+    by_default = draft is None
+    if drafter == NONE:
+        return Pair(target, None, by_default)
+    if drafter == NGRAM:
+        return Pair(target, Ngram(), by_default)
+    return Pair(target, target if drafter == model else load_model(drafter, threads), by_default)
+
+
+def load_model(name_or_folder: str, threads: int | None = None) -> Model:
+    """A model by name, pulled first if need be, or from its folder."""
+    from specdec.hub import resolve
+    from specdec.model import Model
+
+    with StageProgress(name_or_folder) as progress:
+        folder = resolve(name_or_folder, progress=progress)
+    return Model.load(folder, threads=threads)
+
+
+def known_drafter(model: str) -> str | None:
+    """The name of a drafter that was made for a known model."""
+    from specdec.recipe import known_models, load_recipe
+
+    for name in known_models():
+        if load_recipe(name).target == model:
+            return name
+    return None

@@ -1,0 +1,59 @@
+"""Options that several commands share, and the parsing of their values."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from specdec.errors import InvalidInputError
+
+DEFAULT_MODEL = "smollm2-135m"
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="The target: a known name, or a model folder.")
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        "-d",
+        help="The drafter: a name, a folder, 'ngram' or 'none'.",
+        show_default="the model's known drafter",
+    ),
+]
+DraftLengthOption = Annotated[
+    str, typer.Option("--draft-length", "-k", help="Draft tokens in a round, or 'auto'.")
+]
+AcceptanceOption = Annotated[
+    str, typer.Option(help="How drafts are accepted: 'block', 'token' or 'coupled'.")
+]
+MaxContextOption = Annotated[
+    int | None,
+    typer.Option(help="Tokens that prompt and text may have together.", show_default="the model's"),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="Threads of one step.", show_default="one for each physical core"),
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", "-t", help="0 is greedy.", show_default="the model's"),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(help="The same seed gives the same text.", show_default="drawn"),
+]
+SystemOption = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
+
+
+def parse_draft_length(text: str) -> int | str:
+    """``auto`` or a number; whether the number is in range is for the Generator to say."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidInputError(
+            f"--draft-length is {text!r}; it must be a number or 'auto'"
+        ) from None
