@@ -276,7 +276,7 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Drafter, std::shared_ptr<Drafter>>(m, "Drafter");
   py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(m, "ModelDrafter")
-      .def(py::init<std::shared_ptr<Decoder>>(), py::arg("decoder"));
+      .def(py::init<std::shared_ptr<Decoder>>(), py::arg("decoder").none(false));
   py::class_<NgramDrafter, Drafter, std::shared_ptr<NgramDrafter>>(m, "NgramDrafter")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("min_match"), py::arg("max_match"));
 
@@ -294,8 +294,8 @@ PYBIND11_MODULE(_core, m) {
       .def("rate", &DraftLength::rate, py::arg("k"));
 
   py::class_<Engine>(m, "Engine")
-      .def(py::init<std::shared_ptr<Decoder>, std::shared_ptr<Drafter>>(), py::arg("target"),
-           py::arg("drafter"))
+      .def(py::init<std::shared_ptr<Decoder>, std::shared_ptr<Drafter>>(),
+           py::arg("target").none(false), py::arg("drafter"))
       .def("start", &Engine::start, py::arg("prompt"), py::arg("options"), release())
       .def("prefill", &Engine::prefill, release())
       .def("round", &Engine::round, release())

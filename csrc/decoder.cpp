@@ -1,6 +1,7 @@
 #include "decoder.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -14,8 +15,14 @@ void check(const DecoderOptions& o) {
   if (o.vocabulary < 1 || o.head_size < 1 || o.head_size > o.vocabulary) {
     throw Error(ErrorCode::invalid_input, "a decoder needs 1 <= head size <= vocabulary");
   }
-  if (o.min_width < 1 || o.max_width < o.min_width || o.max_logit_rows < 1) {
-    throw Error(ErrorCode::invalid_input, "a decoder needs 1 <= min_width <= max_width");
+  // With more padding than one column the last tokens of the context could not be reached.
+  if (o.min_width < 1 || o.min_width > 2 || o.max_width < o.min_width) {
+    throw Error(ErrorCode::invalid_input,
+                "a decoder needs a min_width of 1 or 2, and max_width >= min_width");
+  }
+  if (o.max_logit_rows < o.min_width) {
+    throw Error(ErrorCode::invalid_input,
+                "a decoder needs max_logit_rows >= min_width: a padded step has a row for each");
   }
   if (o.head_ids.empty()) {
     if (o.head_size != o.vocabulary) {
@@ -23,8 +30,9 @@ void check(const DecoderOptions& o) {
     }
     return;
   }
-  const bool in_order = std::is_sorted(o.head_ids.begin(), o.head_ids.end(), std::less_equal<>());
-  if (static_cast<std::int32_t>(o.head_ids.size()) != o.head_size || !in_order ||
+  const bool ascending = std::adjacent_find(o.head_ids.begin(), o.head_ids.end(),
+                                            std::greater_equal<>()) == o.head_ids.end();
+  if (static_cast<std::int32_t>(o.head_ids.size()) != o.head_size || !ascending ||
       o.head_ids.front() < 0 || o.head_ids.back() >= o.vocabulary) {
     throw Error(ErrorCode::invalid_input,
                 "head ids must be ascending ids of the vocabulary, one for each logit");

@@ -24,7 +24,7 @@ struct DecoderOptions {
   std::int32_t vocabulary = 0;  // ids that tokens are taken from
   std::int32_t head_size = 0;   // logits per row
   std::vector<std::int32_t> head_ids;  // id of each logit, ascending; empty: logit i is id i
-  std::int32_t min_width = 1;   // narrower steps are padded: 2 makes rows independent of width
+  std::int32_t min_width = 1;   // 1, or 2: narrower steps are padded, so that rows do not depend on width
   std::int32_t max_width = 0;   // widest step
   std::int32_t max_logit_rows = 0;
 };

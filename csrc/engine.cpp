@@ -49,7 +49,7 @@ class Engine::LazyRows final : public TargetRows {
 Engine::Engine(std::shared_ptr<Decoder> target, std::shared_ptr<Drafter> drafter)
     : target_(std::move(target)),
       drafter_(std::move(drafter)),
-      auto_length_(std::min(kMaxDraftLength, target_->options().max_logit_rows - 1)) {}
+      auto_length_(longest_draft()) {}
 
 void Engine::start(std::vector<std::int32_t> prompt, StreamOptions options) {
   const std::int32_t vocabulary = target_->options().vocabulary;
@@ -89,8 +89,13 @@ void Engine::prefill() {
   const double before = model_seconds();
   const auto stop = [this] { return cancelled_.load(); };
   const std::int32_t known = target_->cache().length();
-  target_->prefill(sequence_.tokens().data() + known, sequence_.length() - 1 - known, stop);
-  if (drafter_) drafter_->start(sequence_, stop);
+  try {
+    target_->prefill(sequence_.tokens().data() + known, sequence_.length() - 1 - known, stop);
+    if (drafter_) drafter_->start(sequence_, stop);
+  } catch (...) {
+    running_ = false;  // the caches hold a prefix of the prompt, which is no place for a round
+    throw;
+  }
   totals_.model_seconds += model_seconds() - before;
 }
 
@@ -118,7 +123,7 @@ std::int32_t Engine::choose_draft_length() {
   if (options_.max_tokens > 0) {
     room = std::min(room, options_.max_tokens - sequence_.generated() - 1);
   }
-  return std::min({k, room, target_->options().max_logit_rows - 1});
+  return std::min({k, room, longest_draft()});
 }
 
 void Engine::propose(std::int32_t k) {
@@ -216,13 +221,18 @@ void Engine::rollback() {
 }
 
 void Engine::set_draft_length(std::int32_t k) {
-  const std::int32_t most = std::min(kMaxDraftLength, target_->options().max_logit_rows - 1);
+  const std::int32_t most = longest_draft();
   if (k != kAuto && (k < 1 || k > most)) {
     throw Error(ErrorCode::invalid_input, "draft_length is " + std::to_string(k) +
                                               "; it must be 1 to " + std::to_string(most) +
                                               " or \"auto\"");
   }
   draft_length_ = k;
+}
+
+std::int32_t Engine::longest_draft() const {
+  const DecoderOptions& o = target_->options();
+  return std::min({kMaxDraftLength, o.max_logit_rows - 1, o.max_width - 1});
 }
 
 double Engine::model_seconds() const {

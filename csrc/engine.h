@@ -84,6 +84,7 @@ class Engine {
   RoundResult commit(const Verdict& verdict);
   void account(const Verdict& verdict, std::int32_t committed);
   void rollback();
+  std::int32_t longest_draft() const;  // that fits into one step of the target
   double model_seconds() const;
 
   std::shared_ptr<Decoder> target_;
