@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "noise.h"
 #include "philox.h"
@@ -42,7 +43,8 @@ inline float exp_nonpositive(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const std::int32_t exponent = (static_cast<std::int32_t>(n) + 127) << 23;
+  // The low bits of `shifted` hold n; the shift drops all others. NaN passes through p.
+  const std::uint32_t exponent = (bits_as<std::uint32_t>(shifted) << 23) + (127u << 23);
   const float value = p * bits_as<float>(exponent);
   return x < -87.0f ? 0.0f : value;
 }
@@ -79,7 +81,8 @@ inline float exponential(std::uint32_t word) {
 SPECDEC_CLONES
 float max(const float* x, std::int32_t n) {
   float lane[kLanes];
-  for (float& value : lane) value = x[0];
+  // Not x[0]: were that NaN, it would hide all others.
+  for (float& value : lane) value = -std::numeric_limits<float>::infinity();
   std::int32_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (std::int32_t j = 0; j < kLanes; ++j) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
@@ -91,7 +94,7 @@ float max(const float* x, std::int32_t n) {
 }
 
 std::int32_t argmax(const float* x, std::int32_t n) {
-  float best = x[0];
+  float best = -std::numeric_limits<float>::infinity();
   std::int32_t best_block = 0;
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
     const float block_max = max(x + begin, std::min(kBlock, n - begin));
@@ -104,7 +107,7 @@ std::int32_t argmax(const float* x, std::int32_t n) {
   for (std::int32_t i = best_block; i < end; ++i) {
     if (x[i] == best) return i;
   }
-  return 0;  // only when x[0] is NaN
+  return 0;  // nothing but NaN and -inf
 }
 
 SPECDEC_CLONES

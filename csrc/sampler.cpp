@@ -97,7 +97,8 @@ void Sampler::distribution(const LogitRow& row, bool in_place, Distribution& out
   }
   adjust(row);
   const float greatest = kernels::max(row.logits, row.size);
-  const auto scale = static_cast<float>(1.0 / options_.temperature);
+  // Bounded, as 0 * inf is no number: beyond that only the greatest logit counts anyway.
+  const auto scale = static_cast<float>(std::min(1.0 / options_.temperature, 1e30));
   float* weights = in_place ? row.logits : out.storage(row.size);
   const double total = kernels::exp_shifted(row.logits, row.size, greatest, scale, weights);
   if (!std::isfinite(total) || !(total > 0)) throw_bad_logits();
