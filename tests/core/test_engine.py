@@ -1,0 +1,482 @@
+"""The engine end to end on toy models: equality with plain decoding, limits, failures, reuse."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from toy import Toy, near, plain_text, random_table, run_stream, stream_options
+
+from specdec import _core
+from specdec.errors import ContextFullError, InvalidInputError, ModelRunError
+
+V = 12
+TABLE = random_table(21, V)
+HEAD = [0, 2, 3, 5, 8, 9, 11]
+PROMPT = [1, 2, 3, 1, 2]
+PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2}
+DRAFTERS = ["near", "random", "trimmed", "constant", "ngram", "short context"]
+
+
+def drafter_toy(kind: str, min_width: int = 1) -> Toy:
+    if kind == "near":
+        return Toy(near(TABLE, 1), min_width=min_width)
+    if kind == "random":
+        return Toy(random_table(77, V), min_width=min_width)
+    if kind == "trimmed":
+        return Toy(near(TABLE, 2)[:, :, HEAD], head_ids=HEAD, min_width=min_width)
+    if kind == "constant":
+        return Toy(np.zeros((V, V, 1), np.float32), head_ids=[7], min_width=min_width)
+    assert kind == "short context"
+    return Toy(near(TABLE, 3), min_width=min_width, capacity=40)
+
+
+def drafter_of(kind: str, min_width: int = 1) -> Any:
+    if kind == "ngram":
+        return _core.NgramDrafter(min_match=1, max_match=3)
+    return _core.ModelDrafter(drafter_toy(kind, min_width).decoder)
+
+
+def speculative(
+    kind: str, k: int, options: Any, *, min_width: int = 1, prompt: list[int] = PROMPT
+) -> list[int]:
+    engine = _core.Engine(Toy(TABLE, min_width=min_width).decoder, drafter_of(kind, min_width))
+    engine.set_draft_length(k)
+    return run_stream(engine, prompt, options)
+
+
+# --- the text does not depend on how it was drafted ---
+
+
+@pytest.mark.parametrize("min_width", [1, 2])
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_greedy_text_is_that_of_the_target_alone(kind: str, min_width: int) -> None:
+    for extra in ({}, PENALTIES, {"logit_bias": [(4, 2.0), (1, float("-inf"))]}):
+        options = stream_options(temperature=0, max_tokens=150, **extra)
+        plain = plain_text(TABLE, PROMPT, options, min_width=min_width)
+        assert len(plain) == 150
+        for k in [*range(1, 17), _core.AUTO]:
+            assert speculative(kind, k, options, min_width=min_width) == plain, (k, extra)
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_coupled_text_is_that_of_the_target_alone(kind: str) -> None:
+    for seed, extra in enumerate(({}, PENALTIES, {"top_p": 0.8, "top_k": 7, "min_p": 0.1})):
+        options = stream_options(rule="coupled", seed=seed, max_tokens=150, **extra)
+        plain = plain_text(TABLE, PROMPT, options)
+        for k in [1, 2, 3, 5, 8, 16, _core.AUTO]:
+            assert speculative(kind, k, options, min_width=2) == plain, (k, extra)
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+def test_same_seed_same_text(rule: str) -> None:
+    texts = [
+        speculative("near", 4, stream_options(rule=rule, seed=seed, max_tokens=60))
+        for seed in (5, 5, 6)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_target_with_a_trimmed_head() -> None:
+    table = TABLE[:, :, HEAD]
+    options = stream_options(temperature=0, max_tokens=100)
+    plain = plain_text(table, PROMPT, options, head_ids=HEAD)
+    assert set(plain) <= set(HEAD)
+    for rule in ("token", "block", "coupled"):
+        sampled = stream_options(rule=rule, max_tokens=100, seed=1)
+        for kind in DRAFTERS:
+            toy = Toy(table, head_ids=HEAD)
+            engine = _core.Engine(toy.decoder, drafter_of(kind))
+            engine.set_draft_length(4)
+            assert set(run_stream(engine, PROMPT, sampled)) <= set(HEAD)
+            assert run_stream(engine, PROMPT, options) == plain
+
+
+def test_steps_are_never_narrower_than_min_width() -> None:
+    target, draft = Toy(TABLE, min_width=2), drafter_toy("near", 2)
+    target.record = draft.record = True
+    engine = _core.Engine(target.decoder, _core.ModelDrafter(draft.decoder))
+    engine.set_draft_length(1)
+    run_stream(engine, PROMPT, stream_options(max_tokens=30))
+    run_stream(engine, PROMPT[:1], stream_options(max_tokens=30))
+    assert min(target.widths) == min(draft.widths) == 2
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 7])
+def test_prompt_in_chunks(chunk: int) -> None:
+    prompt = [int(x) for x in np.random.default_rng(3).integers(0, V, 50)]
+    options = stream_options(temperature=0, max_tokens=20)
+    plain = plain_text(TABLE, prompt, options)
+    toy, draft = Toy(TABLE, max_width=chunk), Toy(near(TABLE, 1), max_width=chunk, min_width=2)
+    engine = _core.Engine(toy.decoder, _core.ModelDrafter(draft.decoder))
+    with pytest.raises(InvalidInputError, match=f"must be 1 to {chunk - 1} or"):
+        engine.set_draft_length(chunk)  # one more than a step of the target has room for
+    assert run_stream(engine, prompt, options) == plain
+    engine.set_draft_length(chunk - 1)
+    assert run_stream(engine, prompt, options) == plain
+
+
+# --- prefix reuse ---
+
+
+def test_a_shared_prefix_stays_in_the_caches() -> None:
+    rng = np.random.default_rng(5)
+    shared = [int(x) for x in rng.integers(0, V, 30)]
+    target, draft = Toy(TABLE), drafter_toy("near")
+    engine = _core.Engine(target.decoder, _core.ModelDrafter(draft.decoder))
+    engine.set_draft_length(4)
+    options = stream_options(temperature=0, max_tokens=25)
+    first = run_stream(engine, shared, options)
+    assert engine.totals.prefilled_tokens == 29  # the last one belongs to the first round
+    assert engine.totals.prompt_tokens == 30
+
+    # The conversation goes on: prompt and text are known but for the last token.
+    more = [*shared, *first, 4, 5, 6]
+    second = run_stream(engine, more, options)
+    assert engine.totals.prefilled_tokens == 3
+    assert second == plain_text(TABLE, more, options)
+
+    # A prompt that leaves the last one midway.
+    other = [*shared[:20], 9, 9, 1]
+    assert run_stream(engine, other, options) == plain_text(TABLE, other, options)
+    assert engine.totals.prefilled_tokens == 2
+
+    # The same again, and one that is a prefix of it.
+    assert run_stream(engine, other, options) == plain_text(TABLE, other, options)
+    assert engine.totals.prefilled_tokens == 0
+    assert run_stream(engine, shared[:7], options) == plain_text(TABLE, shared[:7], options)
+    assert engine.totals.prefilled_tokens == 0
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_many_streams_of_one_engine(kind: str) -> None:
+    rng = np.random.default_rng(8)
+    engine = _core.Engine(Toy(TABLE, min_width=2).decoder, drafter_of(kind, 2))
+    base = [int(x) for x in rng.integers(0, V, 12)]
+    for turn in range(30):
+        cut = int(rng.integers(1, 12))
+        prompt = base[:cut] + [int(x) for x in rng.integers(0, V, rng.integers(1, 6))]
+        options = stream_options(
+            rule="coupled", temperature=float(turn % 2), seed=turn, max_tokens=20
+        )
+        engine.set_draft_length(int(rng.integers(1, 9)))
+        if turn % 3 == 0:  # leave a stream in the middle
+            engine.start(prompt, options)
+            engine.prefill()
+            engine.round()
+        assert run_stream(engine, prompt, options) == plain_text(TABLE, prompt, options)
+
+
+# --- where a stream ends ---
+
+
+@pytest.mark.parametrize("k", [1, 4, 16])
+def test_stop_ids_end_the_text_inside_a_block(k: int) -> None:
+    free = plain_text(TABLE, PROMPT, stream_options(temperature=0, max_tokens=200))
+    for stop in sorted(set(free)):
+        engine = _core.Engine(Toy(TABLE).decoder, drafter_of("near"))
+        engine.set_draft_length(k)
+        options = stream_options(temperature=0, max_tokens=200, stop_ids=[stop, 99])
+        text = run_stream(engine, PROMPT, options)
+        assert text == free[: free.index(stop) + 1]
+        assert engine.tokens == PROMPT + text
+        # What was drafted past the end is forgotten: the stream goes on as if from the start.
+        again = run_stream(engine, PROMPT + text, stream_options(temperature=0, max_tokens=30))
+        assert again == plain_text(
+            TABLE, PROMPT + text, stream_options(temperature=0, max_tokens=30)
+        )
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 17])
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_max_tokens(kind: str, max_tokens: int) -> None:
+    for rule in ("token", "block", "coupled"):
+        options = stream_options(rule=rule, max_tokens=max_tokens, seed=2)
+        assert len(speculative(kind, 8, options)) == max_tokens
+
+
+@pytest.mark.parametrize("min_width", [1, 2])
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_the_context_fills_to_its_last_token(kind: str, min_width: int) -> None:
+    options = stream_options(temperature=0)
+    capacity = 33
+    plain = plain_text(TABLE, PROMPT, stream_options(temperature=0, max_tokens=capacity - 5))
+    for k in (1, 3, 8):
+        toy = Toy(TABLE, capacity=capacity, min_width=min_width)
+        engine = _core.Engine(toy.decoder, drafter_of(kind, min_width))
+        engine.set_draft_length(k)
+        engine.start(PROMPT, options)
+        engine.prefill()
+        text: list[int] = []
+        while True:
+            result = engine.round()
+            text += result.tokens
+            if result.finish != _core.Finish.none:
+                break
+        assert result.finish == _core.Finish.length
+        assert text == plain
+        assert len(engine.tokens) == capacity == engine.max_context
+
+
+def test_a_prompt_that_nearly_fills_the_context() -> None:
+    prompt = [1] * 15
+    toy = Toy(TABLE, capacity=16, min_width=2)
+    engine = _core.Engine(toy.decoder, drafter_of("near", 2))
+    assert len(run_stream(engine, prompt, stream_options())) == 1
+    with pytest.raises(ContextFullError, match="16 tokens and the context 16"):
+        engine.start([1] * 16, stream_options())
+
+
+# --- cancelling ---
+
+
+def test_cancel_stops_before_the_next_round() -> None:
+    target, draft = Toy(TABLE), drafter_toy("near")
+    engine = _core.Engine(target.decoder, _core.ModelDrafter(draft.decoder))
+    options = stream_options(temperature=0, max_tokens=40)
+    engine.start(PROMPT, options)
+    engine.prefill()
+    engine.round()
+    engine.cancel()
+    result = engine.round()
+    assert result.finish == _core.Finish.cancelled
+    assert result.tokens == []
+    assert target.decoder.length == len(engine.tokens) - 1
+    assert draft.decoder.length <= len(engine.tokens) - 1
+    with pytest.raises(InvalidInputError, match="no stream is running"):
+        engine.round()
+    assert run_stream(engine, PROMPT, options) == plain_text(TABLE, PROMPT, options)
+
+
+def test_cancel_from_another_thread() -> None:
+    toy = Toy(TABLE, capacity=1_000_000)
+    toy.poison = False
+    engine = _core.Engine(toy.decoder, _core.NgramDrafter(min_match=1, max_match=2))
+    engine.start(PROMPT, stream_options())
+    engine.prefill()
+    lengths_set = 0
+
+    def meddle() -> None:
+        nonlocal lengths_set
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:
+            engine.set_draft_length(1 + lengths_set % 8)
+            lengths_set += 1
+            time.sleep(0.0005)
+        engine.cancel()
+
+    thread = threading.Thread(target=meddle)
+    thread.start()
+    while (result := engine.round()).finish == _core.Finish.none:
+        pass
+    thread.join()
+    assert result.finish == _core.Finish.cancelled
+    assert lengths_set > 0
+    assert toy.decoder.length == len(engine.tokens) - 1
+
+
+def test_cancel_during_prefill() -> None:
+    prompt = [int(x) for x in np.random.default_rng(1).integers(0, V, 41)]
+    for model in ("target", "drafter"):
+        target = Toy(TABLE, max_width=9, min_width=2)
+        draft = Toy(near(TABLE, 1), max_width=9, min_width=2)
+        engine = _core.Engine(target.decoder, _core.ModelDrafter(draft.decoder))
+        toy = target if model == "target" else draft
+        toy.before_run = lambda run, engine=engine: engine.cancel() if run == 2 else None
+        options = stream_options(temperature=0, max_tokens=30)
+        engine.start(prompt, options)
+        engine.prefill()
+        assert toy.decoder.length == 18  # the step that runs is finished, no other is begun
+        assert engine.round().finish == _core.Finish.cancelled
+        assert run_stream(engine, prompt, options) == plain_text(TABLE, prompt, options)
+        if model == "target":
+            assert engine.totals.prefilled_tokens == 40 - 18
+
+
+# --- failures ---
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("failing", ["target", "drafter"])
+@pytest.mark.parametrize("run", [1, 2, 3, 5, 6, 7, 8, 11])
+def test_a_failing_run_leaves_the_committed_prefix(
+    failing: str, run: int, temperature: float
+) -> None:
+    # The prompt of 20 takes 3 steps of prefill: runs 1 to 3 fail there, later ones in a round.
+    prompt = [int(x) for x in np.random.default_rng(2).integers(0, V, 20)]
+    target, draft = Toy(TABLE, max_width=9), Toy(near(TABLE, 1), max_width=9, min_width=2)
+    toy = target if failing == "target" else draft
+    engine = _core.Engine(target.decoder, _core.ModelDrafter(draft.decoder))
+    engine.set_draft_length(4)
+    options = stream_options(rule="coupled", temperature=temperature, seed=1, max_tokens=40)
+
+    def fail(number: int) -> None:
+        if number == run:
+            raise Broken("the model broke")
+
+    toy.before_run = fail
+    text: list[int] = []
+
+    def stream() -> None:
+        engine.start(prompt, options)
+        engine.prefill()
+        while True:
+            result = engine.round()
+            text.extend(result.tokens)
+            assert result.finish == _core.Finish.none
+
+    with pytest.raises(Broken, match="the model broke"):
+        stream()
+    committed = engine.tokens
+    assert committed == prompt + text
+    if run > 3:
+        assert target.decoder.length == len(committed) - 1
+    for decoder, cache in ((target.decoder, target.keys), (draft.decoder, draft.keys)):
+        assert decoder.length <= len(committed) - 1
+        assert cache[: decoder.length].tolist() == committed[: decoder.length]
+    with pytest.raises(InvalidInputError, match="no stream is running"):
+        engine.round()
+
+    toy.before_run = None
+    plain = plain_text(TABLE, prompt, options)
+    assert plain[: len(text)] == text
+    assert run_stream(engine, prompt, options) == plain
+    # And on from where it broke.
+    assert run_stream(engine, committed, options) == plain_text(TABLE, committed, options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("failing", ["target", "drafter"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers(failing: str, temperature: float, bad: float) -> None:
+    target, draft = Toy(TABLE), drafter_toy("near")
+    toy = target if failing == "target" else draft
+    engine = _core.Engine(target.decoder, _core.ModelDrafter(draft.decoder))
+    engine.set_draft_length(3)
+    options = stream_options(rule="coupled", temperature=temperature, max_tokens=40)
+    whole = toy.rows
+
+    def spoil(number: int) -> None:
+        toy.rows = np.full_like(whole, bad) if number == 5 else whole
+
+    toy.before_run = spoil
+    with pytest.raises(ModelRunError, match="no finite numbers"):
+        run_stream(engine, PROMPT, options)
+    assert target.decoder.length == len(engine.tokens) - 1
+    assert draft.decoder.length <= len(engine.tokens) - 1
+    toy.before_run, toy.rows = None, whole
+    assert run_stream(engine, PROMPT, options) == plain_text(TABLE, PROMPT, options)
+
+
+def test_minus_infinity_is_never_drawn() -> None:
+    table = TABLE.copy()
+    table[:, :, ::2] = -np.inf
+    for rule in ("token", "block", "coupled"):
+        engine = _core.Engine(Toy(table).decoder, drafter_of("near"))
+        engine.set_draft_length(5)
+        text = run_stream(engine, PROMPT, stream_options(rule=rule, max_tokens=400, seed=1))
+        assert all(token % 2 == 1 for token in text)
+
+
+def test_invalid_input() -> None:
+    toy = Toy(TABLE)
+    engine = _core.Engine(toy.decoder, drafter_of("near"))
+    for k in (0, -2, 33, 10**6):
+        with pytest.raises(InvalidInputError, match=f"draft_length is {k};"):
+            engine.set_draft_length(k)
+    with pytest.raises(InvalidInputError, match="prompt is empty"):
+        engine.start([], stream_options())
+    for token in (-1, V, 10**6):
+        with pytest.raises(InvalidInputError, match=f"prompt token 1 is {token}, outside"):
+            engine.start([0, token], stream_options())
+    with pytest.raises(InvalidInputError, match="no stream is running"):
+        engine.round()
+    with pytest.raises(InvalidInputError, match="acceptance is"):
+        stream_options(rule="nonsense")
+    # A refused prompt changes nothing.
+    options = stream_options(temperature=0, max_tokens=20)
+    engine.start(PROMPT, options)
+    engine.prefill()
+    text = list(engine.round().tokens)
+    with pytest.raises(InvalidInputError):
+        engine.start([V], options)
+    while (result := engine.round()).finish == _core.Finish.none:
+        text += result.tokens
+    text += result.tokens
+    assert text == plain_text(TABLE, PROMPT, options)
+
+
+@pytest.mark.parametrize(
+    "head_ids", [[0, 0], [3, 1], [-1, 2], [0, V], [*list(range(V)), V]], ids=str
+)
+def test_bad_head_ids(head_ids: list[int]) -> None:
+    with pytest.raises(InvalidInputError):
+        Toy(np.zeros((V, V, len(head_ids)), np.float32), head_ids=head_ids)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"min_width": 0},
+        {"min_width": 3},
+        {"min_width": 2, "max_width": 1},
+        {"max_logit_rows": 0},
+        {"min_width": 2, "max_logit_rows": 1},  # a padded step has more rows than that
+        {"capacity": 1},
+    ],
+    ids=str,
+)
+def test_bad_sizes(sizes: dict[str, int]) -> None:
+    with pytest.raises(InvalidInputError):
+        Toy(TABLE, **sizes)
+
+
+def test_no_decoder() -> None:
+    with pytest.raises(TypeError):
+        _core.Engine(None, None)
+    with pytest.raises(TypeError):
+        _core.ModelDrafter(None)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (3, 2), (-1, -1)])
+def test_bad_ngram_sizes(sizes: tuple[int, int]) -> None:
+    with pytest.raises(InvalidInputError):
+        _core.NgramDrafter(*sizes)
+
+
+# --- what the totals say ---
+
+
+def test_totals_add_up() -> None:
+    engine = _core.Engine(Toy(TABLE).decoder, drafter_of("near"))
+    engine.set_draft_length(4)
+    options = stream_options(max_tokens=200, seed=1)
+    began = time.perf_counter()
+    engine.start(PROMPT, options)
+    engine.prefill()
+    rounds = drafted = tokens = 0
+    while True:
+        result = engine.round()
+        rounds, drafted = rounds + 1, drafted + result.drafted
+        tokens += len(result.tokens)
+        if result.finish != _core.Finish.none:
+            break
+    elapsed = time.perf_counter() - began
+    totals = engine.totals
+    assert totals.rounds == rounds
+    assert totals.tokens == tokens == 200
+    assert sum(totals.accepted_at) == drafted
+    assert totals.drafted_at[0] <= rounds
+    assert len(totals.drafted_at) == 4
+    assert all(a <= b for a, b in zip(totals.accepted_at, totals.drafted_at, strict=True))
+    assert sorted(totals.accepted_at, reverse=True) == totals.accepted_at
+    phases = [totals.prefill_seconds, totals.draft_seconds, totals.verify_seconds]
+    assert 0 < totals.model_seconds <= sum(phases)
+    assert sum(phases) + totals.accept_seconds <= elapsed
