@@ -24,7 +24,7 @@ BROKEN_PIPE = 141  # the same for a reader that went away
 
 
 class _Commands(TyperGroup):
-    """Turns the errors that a user can act on into one line each."""
+    """Turns the errors that a user can act on into one line each, and a lost reader into none."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -33,6 +33,10 @@ class _Commands(TyperGroup):
             line = " ".join(str(error).split())
             print(f"specdec: error: {line}", file=sys.stderr)
             raise typer.Exit(1 if isinstance(error, ModelRunError) else 2) from error
+        except BrokenPipeError as error:
+            # What is buffered cannot be written, and the interpreter would try to on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(BROKEN_PIPE) from error
 
 
 app = typer.Typer(
@@ -75,7 +79,3 @@ def main() -> None:
         app(prog_name="specdec")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # Nothing can be written any more, and the interpreter would try to once more on its way.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)

@@ -54,7 +54,9 @@ def chat(
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        answer, finish = write_stream(generator, lambda: generator.stream(messages, params))
+        answer, finish = write_stream(
+            generator, lambda: generator.stream(messages, params), newline=True
+        )
         messages.append({"role": "assistant", "content": answer})
         if not no_stats:
             tell_stats(generator, finish, str(pair))

@@ -44,10 +44,11 @@ def write_stream(
     start: Callable[[], Iterator[Chunk]],
     *,
     show_drafted: bool = False,
+    newline: bool = False,
 ) -> tuple[str, str]:
     """Write a stream's text to standard output as it comes; returns it and its finish reason.
 
-    On a terminal a newline follows, so that the next prompt begins a line.
+    With ``newline``, and on a terminal, a newline follows.
     """
     terminal = sys.stdout.isatty()
     paint = _painter(generator) if show_drafted and terminal else str
@@ -65,7 +66,7 @@ def write_stream(
             text += chunk
             finish = chunk.finish_reason or finish
         stream.close()  # type: ignore[attr-defined]
-    if terminal:
+    if newline or terminal:
         print(flush=True)
     return text, finish
 
