@@ -169,7 +169,8 @@ py::array_t<float> distribution_of(const Array<float>& logits, const SamplingOpt
 std::shared_ptr<Decoder> make_decoder(
     std::int32_t vocabulary, const std::vector<std::int32_t>& head_ids, std::int32_t layers,
     std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t min_width,
-    std::int32_t max_width, std::int32_t max_logit_rows, py::function run) {
+    std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t row_tile,
+    py::function run) {
   DecoderOptions options;
   options.vocabulary = vocabulary;
   options.head_ids = head_ids;
@@ -177,6 +178,7 @@ std::shared_ptr<Decoder> make_decoder(
   options.min_width = min_width;
   options.max_width = max_width;
   options.max_logit_rows = max_logit_rows;
+  options.row_tile = row_tile;
   return std::make_shared<Decoder>(std::move(options),
                                    InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity},
                                    make_run(std::move(run)));
@@ -251,7 +253,8 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
       .def(py::init(&make_decoder), py::kw_only(), py::arg("vocabulary"), py::arg("head_ids"),
            py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacity"),
-           py::arg("min_width"), py::arg("max_width"), py::arg("max_logit_rows"), py::arg("run"))
+           py::arg("min_width"), py::arg("max_width"), py::arg("max_logit_rows"),
+           py::arg("row_tile") = 0, py::arg("run"))
       .def("buffers", &buffers)
       .def(
           "forward",

@@ -53,7 +53,8 @@ Decoder::Decoder(DecoderOptions options, const InPlaceKvCache::Shape& cache, Run
 }
 
 LogitRows Decoder::forward(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows) {
-  const std::int32_t width = std::max(n, options_.min_width);
+  std::int32_t width = std::max(n, options_.min_width);
+  if (options_.row_tile > 1 && width > options_.row_tile && width % options_.row_tile == 1) ++width;
   const std::int32_t first = n - logit_rows;
   if (n < 1 || width > options_.max_width || first < 0 ||
       width - first > options_.max_logit_rows) {

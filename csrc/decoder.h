@@ -25,6 +25,7 @@ struct DecoderOptions {
   std::int32_t head_size = 0;   // logits per row
   std::vector<std::int32_t> head_ids;  // id of each logit, ascending; empty: logit i is id i
   std::int32_t min_width = 1;   // 1, or 2: narrower steps are padded, so that rows do not depend on width
+  std::int32_t row_tile = 0;    // a wider step is padded too where it would leave a last tile of one row
   std::int32_t max_width = 0;   // widest step
   std::int32_t max_logit_rows = 0;
 };

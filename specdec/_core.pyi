@@ -64,6 +64,7 @@ class Decoder:
         min_width: int,
         max_width: int,
         max_logit_rows: int,
+        row_tile: int = 0,
         run: Callable[[int, int], None],
     ) -> None: ...
     def buffers(self) -> dict[str, npt.NDArray[Any]]: ...

@@ -17,6 +17,9 @@ from specdec.tokenizer import Tokenizer
 
 # Steps of two rows and more give bit-identical rows; a single row runs through other kernels.
 _MIN_TARGET_WIDTH = 2
+# ONNX Runtime's attention on the CPU takes this many times head_dim rows at once, and then what is
+# left: a single row again runs through other kernels.
+_ATTENTION_TILE_HEADS = 2
 
 
 class Model:
@@ -81,13 +84,16 @@ class Model:
     ) -> _core.Decoder:
         """A decoder with a KV cache for ``capacity`` tokens.
 
-        A target never runs a step narrower than two tokens, so that its logits do not depend on
-        how many drafts are checked; a drafter may.
+        A target never runs a row alone, as a step or as the last tile of one, so that its logits
+        do not depend on how many drafts are checked; a drafter may.
         """
+        tile = _ATTENTION_TILE_HEADS * self.config.head_dim
         return self._session.new_decoder(
             capacity=capacity,
             min_width=_MIN_TARGET_WIDTH if as_target else 1,
-            max_logit_rows=max_logit_rows,
+            # A padded step has one more row.
+            max_logit_rows=max_logit_rows + (1 if as_target and max_logit_rows > tile else 0),
+            row_tile=tile if as_target else 0,
             head_ids=self.head_ids,
         )
 

@@ -64,6 +64,7 @@ class Session:
         capacity: int,
         min_width: int,
         max_logit_rows: int,
+        row_tile: int = 0,
         head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None,
     ) -> _core.Decoder:
         """A decoder with a KV cache of its own.
@@ -72,6 +73,8 @@ class Session:
             capacity: Tokens that the KV cache has room for.
             min_width: Narrowest step, in tokens; narrower ones are padded.
             max_logit_rows: Most rows of logits that one step gives.
+            row_tile: Rows that the attention takes at once: a last tile of one row is padded to
+                two; 0 pads none.
             head_ids: int32 ``[head_size]``, the vocabulary id of each logit, ascending; None where
                 logit i belongs to id i.
         """
@@ -87,6 +90,7 @@ class Session:
             min_width=min_width,
             max_width=max(PREFILL_WIDTH, max_logit_rows),
             max_logit_rows=max_logit_rows,
+            row_tile=row_tile,
             run=runner,
         )
         runner.attach(decoder)
