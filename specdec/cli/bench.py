@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from specdec.cli.models import Pair
     from specdec.sampling import SamplingParams
 
+UNTRUNCATED: dict[str, Any] = {
+    "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+    "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+}  # fmt: skip
+
 
 def bench(
     model: ModelOption = DEFAULT_MODEL,
@@ -69,7 +74,7 @@ def bench(
     from specdec.cli.models import load_pair
     from specdec.sampling import SamplingParams
 
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=0, top_p=1.0)
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, **UNTRUNCATED)
     kinds = load_prompts(prompts or [])
     pair = load_pair(model, draft, threads)
     entrants = contestants(pair.draft, lengths)
@@ -194,7 +199,10 @@ def _check_writable(file: Path) -> None:
     """Before minutes of measuring rather than after."""
     if str(file) == "-":
         return
+    existed = file.exists()
     try:
         file.open("a").close()
+        if not existed:
+            file.unlink()
     except OSError as error:
         raise InvalidInputError(f"{file}: cannot be written ({error.strerror})") from error

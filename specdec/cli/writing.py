@@ -55,19 +55,21 @@ def write_stream(
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     text, finish = "", "cancelled"
-    with cancel_on_interrupt(generator) as interrupt:
-        stream = start()
-        while not interrupt.pressed:  # also before the stream, which would forget a cancel
-            chunk = next(stream, None)
-            if chunk is None:
-                break
-            sys.stdout.write(paint(chunk))
-            sys.stdout.flush()
-            text += chunk
-            finish = chunk.finish_reason or finish
-        stream.close()  # type: ignore[attr-defined]
-    if newline or terminal:
-        print(flush=True)
+    try:
+        with cancel_on_interrupt(generator) as interrupt:
+            stream = start()
+            while not interrupt.pressed:  # also before the stream, which would forget a cancel
+                chunk = next(stream, None)
+                if chunk is None:
+                    break
+                sys.stdout.write(paint(chunk))
+                sys.stdout.flush()
+                text += chunk
+                finish = chunk.finish_reason or finish
+            stream.close()  # type: ignore[attr-defined]
+    finally:
+        if text and (newline or terminal):
+            print(flush=True)
     return text, finish
 
 

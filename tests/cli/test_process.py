@@ -59,6 +59,20 @@ def test_ctrl_c_while_waiting_for_the_prompt(tiny_target: Path) -> None:
     assert output == b""
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+def test_ctrl_c_ends_a_benchmark(endless: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    arguments = ("--max-tokens", 20_000, "--repeat", 50, "--json", figures)
+    process = start("bench", "-m", endless, "-d", "ngram", "-p", "chat", *arguments)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == b""
+    assert not figures.exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX pipe")
 def test_a_reader_that_goes_away(endless: Path) -> None:
     process = start("generate", "hello", "-m", endless, *ENDLESS)
