@@ -79,6 +79,16 @@ def test_convert_errors(
     assert message in outcome.stderr.splitlines()[-1]
 
 
+def test_convert_of_a_checkpoint_without_a_tokenizer(cli: Any, tmp_path: Path) -> None:
+    source = write_tiny_gguf(tmp_path / "bare.gguf", tokenizer=False)
+    outcome = cli("convert", source, "-o", tmp_path / "made")
+    assert outcome.code == 2
+    line = outcome.stderr.splitlines()[-1]
+    assert line.startswith("specdec: error: ")
+    assert "tokenizer" in line
+    assert not (tmp_path / "made").exists()
+
+
 def test_convert_of_nothing(cli: Any, tmp_path: Path) -> None:
     outcome = cli("convert", tmp_path / "nothing.gguf", "-o", tmp_path / "made")
     assert outcome.code == 2
