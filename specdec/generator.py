@@ -11,6 +11,7 @@ from typing import Any
 
 from specdec import _core
 from specdec.chat import encode_chat
+from specdec.checks import check_whole, is_whole, shown
 from specdec.errors import (
     ContextFullError,
     GeneratorBusyError,
@@ -25,6 +26,8 @@ from specdec.verification import RULES
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 
+_PROMPT_FORMS = "a prompt is a str, a list of messages or a list of token ids"
+
 
 @dataclass(frozen=True)
 class Ngram:
@@ -36,6 +39,11 @@ class Ngram:
 
     min_match: int = 2
     max_match: int = 4
+
+    def __post_init__(self) -> None:
+        check_whole("min_match", self.min_match, 1, 64, "1 to 64")
+        at_least = f"{self.min_match} (min_match) to 64"
+        check_whole("max_match", self.max_match, self.min_match, 64, at_least)
 
 
 class Chunk(str):
@@ -49,7 +57,11 @@ class Chunk(str):
     """In the last chunk ``"stop"``, ``"length"`` or ``"cancelled"``; else None."""
 
     def __new__(
-        cls, text: str, tokens: Sequence[int], drafted: int, finish_reason: str | None
+        cls,
+        text: str,
+        tokens: Sequence[int] = (),
+        drafted: int = 0,
+        finish_reason: str | None = None,
     ) -> Chunk:
         chunk = super().__new__(cls, text)
         chunk.tokens = tuple(tokens)
@@ -91,7 +103,8 @@ class Generator:
             draft: A smaller model with the same vocabulary; ``"ngram"`` or an ``Ngram`` for drafts
                 from the text so far; None decodes plainly.
             draft_length: Draft tokens in a round, or ``"auto"``.
-            acceptance: ``"block"``, ``"token"`` or ``"coupled"``; at temperature 0 all are greedy.
+            acceptance: ``"block"``, ``"token"`` or ``"coupled"``; at temperature 0 all are greedy,
+                and ``"greedy"`` is for temperature 0 alone.
             max_context: Tokens that prompt and text may have together; None takes the target's
                 whole context (memory is only used as it fills).
 
@@ -102,16 +115,15 @@ class Generator:
         """
         if acceptance not in RULES:
             raise InvalidInputError(
-                f"acceptance is {acceptance!r}; it must be one of {', '.join(map(repr, RULES))}"
+                f"acceptance is {shown(acceptance)}; "
+                f"it must be one of {', '.join(map(repr, RULES))}"
             )
         self._acceptance = acceptance
         self.target = target if isinstance(target, Model) else Model.load(target)
         context = self.target.config.context
-        if max_context is not None and not 2 <= max_context <= context:
-            raise InvalidInputError(
-                f"max_context is {max_context}; {self.target.name} takes 2 to {context}"
-            )
-        self._max_context = max_context or context
+        if max_context is not None:
+            check_whole("max_context", max_context, 2, context, f"2 to {context} for this model")
+        self._max_context = int(max_context or context)
         self.draft = _load_draft(draft)
         decoder = self.target.new_decoder(
             capacity=self._max_context, max_logit_rows=_core.MAX_DRAFT_LENGTH + 1
@@ -138,12 +150,9 @@ class Generator:
             self._engine.set_draft_length(_core.AUTO)
             return
         most = _core.MAX_DRAFT_LENGTH
-        if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= most:
-            plain = "; for plain decoding leave the drafter out" if length == 0 else ""
-            raise InvalidInputError(
-                f"draft_length is {length!r}; it must be 1 to {most}, or 'auto'{plain}"
-            )
-        self._engine.set_draft_length(length)
+        plain = "; for plain decoding leave the drafter out" if length == 0 else ""
+        wanted = f"1 to {most}, or 'auto'{plain}"
+        self._engine.set_draft_length(check_whole("draft_length", length, 1, most, wanted))
 
     @property
     def max_context(self) -> int:
@@ -181,8 +190,15 @@ class Generator:
             GeneratorBusyError: At the first chunk, while another stream runs.
             ModelRunError: A model failed; the caches are at the committed prefix.
         """
+        if params is not None and not isinstance(params, SamplingParams):
+            raise InvalidInputError(f"params is {shown(params)}; it must be SamplingParams or None")
         settings = (params or SamplingParams()).override(overrides)
         settings = settings.resolve(self.target.recommended_sampling)
+        if self._acceptance == "greedy" and settings.temperature != 0:
+            raise InvalidInputError(
+                f"acceptance 'greedy' is for temperature 0, and temperature is "
+                f"{settings.temperature:g}; use 'block', which is greedy at 0 as well"
+            )
         tokens = self.encode(prompt, raw=raw)
         if len(tokens) >= self._max_context:
             raise ContextFullError(
@@ -193,7 +209,7 @@ class Generator:
         options.sampling = settings.core_options(self.target.config.vocab)
         options.set_rule(self._acceptance)
         options.stop_ids = [] if settings.ignore_eos else sorted(self.target.tokenizer.stop_ids)
-        options.max_tokens = settings.max_tokens or 0
+        options.max_tokens = min(settings.max_tokens or 0, self._max_context)
         return self._run(tokens, options, settings.stop_strings)
 
     def generate(
@@ -230,17 +246,16 @@ class Generator:
                     tokens.insert(0, tokenizer.bos_id)
                 return tokens
             return self._encode_chat([{"role": "user", "content": prompt}])
+        if isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__getitem__"):
+            raise InvalidInputError(f"the prompt is {shown(prompt)}; {_PROMPT_FORMS}")
         if len(prompt) == 0:
             raise InvalidInputError("the prompt is empty")
         if all(isinstance(item, Mapping) for item in prompt):
             return self._encode_chat(prompt)  # type: ignore[arg-type]
         vocabulary = self.target.config.vocab
         for index, token in enumerate(prompt):
-            if isinstance(token, bool) or not hasattr(token, "__index__"):
-                raise InvalidInputError(
-                    f"prompt item {index} is {token!r}; a prompt is a str, a list of messages or "
-                    "a list of token ids"
-                )
+            if not is_whole(token):
+                raise InvalidInputError(f"prompt item {index} is {shown(token)}; {_PROMPT_FORMS}")
             if not 0 <= int(token) < vocabulary:
                 raise InvalidInputError(
                     f"prompt token {index} is {token}, outside the vocabulary of {vocabulary}"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from specdec import _core
-from specdec.errors import ModelFolderError
+from specdec.checks import shown
+from specdec.errors import InvalidInputError, ModelFolderError
 from specdec.hub import resolve
 from specdec.model_folder import ModelConfig, ModelFolder
 from specdec.session import Session
@@ -55,6 +56,10 @@ class Model:
             ModelFolderError: A file is missing, altered or of another format version.
             InvalidInputError: Unknown backend, or threads < 1.
         """
+        if not isinstance(name_or_folder, (str, os.PathLike)):
+            raise InvalidInputError(
+                f"{shown(name_or_folder)} is no model; give a name, a folder or a Model"
+            )
         folder = ModelFolder.open(resolve(name_or_folder))
         return cls(folder, backend=backend, threads=threads)
 

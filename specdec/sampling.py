@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from specdec import _core
+from specdec.checks import check_number, check_whole, is_whole, shown
 from specdec.errors import InvalidInputError
+
+_ANY = 2**63 - 1
+_EXTREME = 1e6  # far beyond any logit, and far from where single precision ends
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class SamplingParams:
     """Keep the smallest set of tokens with at least this mass, in (0, 1]."""
     min_p: float | None = None
     """Keep tokens at least this fraction as probable as the most probable one, in [0, 1]."""
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     """Strings that end the text; they are not part of it."""
     seed: int | None = None
     """The same seed, prompt and settings give the same text; None draws one."""
@@ -48,32 +52,58 @@ class SamplingParams:
     """Go on after the model's end-of-text tokens, up to ``max_tokens``."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidInputError(f"max_tokens is {self.max_tokens}; it must be at least 1")
-        _check_range("temperature", self.temperature, 0, math.inf)
-        _check_range("top_p", self.top_p, 0, 1)
+        if self.max_tokens is not None:
+            check_whole("max_tokens", self.max_tokens, 1, _ANY, "a whole number, at least 1")
+        for name, low, high in (
+            ("temperature", 0, math.inf),
+            ("top_p", 0, 1),
+            ("min_p", 0, 1),
+            ("repetition_penalty", 0, _EXTREME),
+            ("presence_penalty", -_EXTREME, _EXTREME),
+            ("frequency_penalty", -_EXTREME, _EXTREME),
+        ):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), low, high)
         if self.top_p == 0:
             raise InvalidInputError("top_p is 0; use temperature=0 for the most probable token")
-        _check_range("min_p", self.min_p, 0, 1)
-        if self.top_k is not None and not 0 <= self.top_k < 2**31:
-            raise InvalidInputError(f"top_k is {self.top_k}; it must be 0 (all) or a rank")
-        _check_range("repetition_penalty", self.repetition_penalty, 0, math.inf)
-        if self.repetition_penalty == 0:
-            raise InvalidInputError("repetition_penalty is 0; 1 is neutral")
-        _check_range("presence_penalty", self.presence_penalty, -math.inf, math.inf)
-        _check_range("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise InvalidInputError(f"seed is {self.seed}; it must be in 0..2**64-1")
-        if any(not text for text in self.stop_strings):
+        if self.repetition_penalty is not None and self.repetition_penalty < 1 / _EXTREME:
+            raise InvalidInputError(
+                f"repetition_penalty is {self.repetition_penalty}; 1 is neutral"
+            )
+        if self.top_k is not None:
+            check_whole("top_k", self.top_k, 0, 2**31 - 1, "0 (all) or a rank")
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0, 2**64 - 1, "a whole number in 0..2**64-1")
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidInputError(f"ignore_eos is {shown(self.ignore_eos)}; it must be a bool")
+        self._check_stop()
+        self._check_logit_bias()
+
+    def _check_stop(self) -> None:
+        if self.stop is None:
+            return
+        if not isinstance(self.stop, Iterable) or not all(
+            isinstance(text, str) for text in self.stop
+        ):
+            raise InvalidInputError(f"stop is {shown(self.stop)}; it must be a str or several")
+        if not all(self.stop_strings):
             raise InvalidInputError("a stop string is empty; leave it out")
+
+    def _check_logit_bias(self) -> None:
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidInputError(
+                f"logit_bias is {shown(self.logit_bias)}; it must map token ids to numbers"
+            )
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise InvalidInputError(f"logit_bias of token {token} is {bias}")
+            if not is_whole(token):
+                raise InvalidInputError(f"logit_bias names {shown(token)}, which is no token id")
+            if bias != -math.inf:
+                check_number(f"logit_bias of token {token}", bias, -_EXTREME, _EXTREME)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """``stop`` as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def override(self, overrides: Mapping[str, Any]) -> SamplingParams:
         """These parameters with some replaced; an unknown name is an error, never ignored."""
@@ -115,10 +145,3 @@ class SamplingParams:
             setattr(options, name, getattr(self, name))
         options.logit_bias = sorted(self.logit_bias.items())
         return options
-
-
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
-        bounds = f"in {low:g}..{high:g}" if math.isfinite(high) else f"at least {low:g}"
-        wanted = "a finite number" if math.isinf(low) else bounds
-        raise InvalidInputError(f"{name} is {value}; it must be {wanted}")

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 
 from specdec import _core
+from specdec.checks import check_whole, shown
 from specdec.errors import InvalidInputError, ModelFolderError, ModelRunError
 from specdec.model_folder import ModelConfig
 
@@ -36,14 +37,14 @@ class Session:
     def __init__(self, graph: Path, config: ModelConfig, *, backend: str, threads: int | None):
         if backend not in BACKENDS:
             raise InvalidInputError(
-                f"backend is {backend!r}; this build has {', '.join(map(repr, BACKENDS))}"
+                f"backend is {shown(backend)}; this build has {', '.join(map(repr, BACKENDS))}"
             )
-        if threads is not None and threads < 1:
-            raise InvalidInputError(f"threads is {threads}; it must be at least 1, or None")
+        if threads is not None:
+            check_whole("threads", threads, 1, 1024, "1 to 1024, or None")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
-            options.intra_op_num_threads = threads
+            options.intra_op_num_threads = int(threads)
         # Target and drafter take turns: a pool that goes on spinning after its step would hold the
         # cores that the other one needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from specdec import _core
+from specdec.checks import check_whole
 from specdec.errors import InvalidInputError
 
 RULES = ("greedy", "token", "block", "coupled")
@@ -39,11 +40,12 @@ def verify(
         InvalidInputError: Unknown rule, shapes that do not fit together, rows that are no
             distributions, or a draft token that has no draft probability.
     """
-    p = np.asarray(target_probs, dtype=np.float32)
-    if p.ndim != 2:
+    check_whole("seed", seed, 0, 2**64 - 1, "a whole number in 0..2**64-1")
+    p, q = _floats("target_probs", target_probs), _floats("draft_probs", draft_probs)
+    if p.ndim != 2 or 0 in p.shape:
         raise InvalidInputError(f"target_probs has shape {p.shape}; it must be [k+1, V]")
-    # Plain decoding is the case k = 0: nothing to check, only a token to draw.
-    q = np.asarray(draft_probs, dtype=np.float32).reshape(-1, p.shape[1])
+    if q.size == 0:  # plain decoding, k = 0: nothing to check, only a token to draw
+        q = q.reshape(0, p.shape[1])
     accepted, following = verify_batch(
         rule, p[None], q[None], np.asarray(draft_tokens, dtype=np.int32)[None], [seed]
     )
@@ -75,8 +77,7 @@ def verify_batch(
     Raises:
         InvalidInputError: As for ``verify``.
     """
-    p = np.ascontiguousarray(target_probs, dtype=np.float32)
-    q = np.ascontiguousarray(draft_probs, dtype=np.float32)
+    p, q = _floats("target_probs", target_probs), _floats("draft_probs", draft_probs)
     tokens = np.ascontiguousarray(draft_tokens, dtype=np.int32)
     _check_rows("target_probs", p)
     _check_rows("draft_probs", q)
@@ -96,9 +97,16 @@ def coupled_draft(probs: npt.ArrayLike, seeds: npt.ArrayLike, *, position: int) 
 
     Draft i of a round (counted from 0) has the position of the round plus i.
     """
-    p = np.ascontiguousarray(probs, dtype=np.float32)
+    p = _floats("probs", probs)
     _check_rows("probs", p)
     return _core.race_batch(p, np.asarray(seeds, dtype=np.uint64), position)
+
+
+def _floats(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    try:
+        return np.ascontiguousarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"{name} is no array of numbers") from None
 
 
 def _check_rows(name: str, rows: npt.NDArray[np.float32]) -> None:
