@@ -137,6 +137,8 @@ class Trainer:
         else:
             self.head_ids = torch.from_numpy(self.corpus.head_ids(vocab, args.head_size)).long()
         self.head = self.model.embedding[self.head_ids].bfloat16()
+        counts = torch.from_numpy(self.corpus.frequencies(vocab))[self.head_ids]
+        self.by_frequency = counts.argsort(descending=True)
         self.evaluator = Evaluator(
             self.corpus.held_out[: args.eval_conversations], self.model.embedding, self.head_ids
         )
@@ -193,13 +195,31 @@ class Trainer:
         for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
 
+    def loss_head(self, batch: Batch, done: float) -> Tensor:
+        """Head rows of this step's loss.
+
+        Until the overlap phase a sample of the head is enough: its most
+        frequent half, random others, and every token that does follow.
+        """
+        size = self.args.head_sample
+        if not size or done >= self.args.overlap_from:
+            return self.head
+        follows = batch.ids.flatten()[batch.positions + 1]
+        index = torch.searchsorted(self.head_ids, follows).clamp(max=len(self.head_ids) - 1)
+        index = index[self.head_ids[index] == follows]
+        common, others = self.by_frequency.split([size // 2, len(self.head_ids) - size // 2])
+        seed = self.args.seed * 1_000_003 + self.progress["step"]
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+        chosen = torch.cat([common, others[order[: size // 2]], index])
+        return self.head[chosen.unique()]
+
     def step(self, batch: Batch, done: float) -> tuple[float, float]:
         """One optimizer step at ``done`` (0 to 1) of the budget."""
         args, step = self.args, self.progress["step"]
         rate = min(1.0, (step + 1) / args.warmup) * max(0.02, (1 + math.cos(math.pi * done)) / 2)
         ramp = (done - args.overlap_from) / max(1e-6, 1 - args.overlap_from)
         mix = args.overlap_mix * min(1.0, max(0.0, 2 * ramp))
-        loss, overlap = batch_loss(self.model, batch, self.head, args, mix)
+        loss, overlap = batch_loss(self.model, batch, self.loss_head(batch, done), args, mix)
         loss.backward()
         self.average_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -267,6 +287,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="another run's checkpoint to start from")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 15, 29])
     parser.add_argument("--head-size", type=int, default=8192)
+    parser.add_argument("--head-sample", type=int, default=0, help="head rows of early steps")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=20, help="optimizer steps")
