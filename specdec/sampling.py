@@ -39,7 +39,11 @@ class SamplingParams:
     stop: str | Sequence[str] | None = ()
     """Strings that end the text; they are not part of it."""
     seed: int | None = None
-    """The same seed, prompt and settings give the same text; None draws one."""
+    """The same seed, prompt and settings give the same text; None draws one.
+
+    Draft lengths are settings too, and with ``"auto"`` they follow measured times: then only
+    ``acceptance="coupled"`` (whose text no draft length changes) and greedy text can be repeated.
+    """
     repetition_penalty: float | None = None
     """Divides positive and multiplies negative logits of tokens in prompt or text; 1 is neutral."""
     presence_penalty: float | None = None

@@ -8,6 +8,8 @@ from itertools import zip_longest
 
 from specdec import _core
 
+PHASES = ("prefill", "draft", "verify", "accept", "text")
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -28,7 +30,7 @@ class Stats:
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
     """Prompt tokens that were computed; the others were in the caches from the stream before."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """By phase: prefill, draft, verify (target steps), accept, text. No time of the caller's."""
     model_seconds: float = 0.0
     """Inside the two models' run calls, prefill included."""
