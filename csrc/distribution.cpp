@@ -117,7 +117,7 @@ std::int32_t Distribution::race(std::uint64_t seed, std::uint64_t position) cons
                           arrival);
     // The greatest weight / E. The quotient stays in single precision for the vector loop; both
     // racers compute it alike, so equal inputs give equal winners.
-    for (std::int32_t i = 0; i < count; ++i) arrival[i] = weights_[begin + i] / arrival[i];
+    kernels::ratios(weights_ + begin, count, arrival);
     const std::int32_t index = kernels::argmax(arrival, count);
     if (arrival[index] > best) {
       best = arrival[index];

@@ -1,15 +1,14 @@
 #include "kernels.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
+#include "lanes.h"
 #include "noise.h"
-#include "philox.h"
 
 // Sanitizers start after the loader chooses between clones, and would crash in that choice.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_UNDEFINED__)
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && defined(__linux__) && \
+    !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_UNDEFINED__)
 #define SPECDEC_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -19,51 +18,60 @@
 namespace specdec::kernels {
 namespace {
 
-constexpr std::int32_t kLanes = 16;
-constexpr std::int32_t kBlock = 1024;  // floats added in single precision before going to double
+using lanes::all;
+using lanes::bits_as;
+using lanes::convert;
+using lanes::Floats;
+using lanes::Ints;
+using lanes::kWidth;
+using lanes::load;
+using lanes::load_part;
+using lanes::Longs;
+using lanes::select;
+using lanes::store;
+using lanes::store_part;
+using lanes::Words;
 
-template <class To, class From>
-inline To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
+constexpr std::int32_t kPair = 2 * kWidth;
+constexpr std::int32_t kBlock = 1024;  // floats added in single precision before going to double
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // exp(x) for x <= 0 with a relative error below 2e-7; 0 below -87 (and for -inf).
-inline float exp_nonpositive(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
-  const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+inline Floats exp_nonpositive(const Floats& x) {
+  const Floats least = all<Floats>(-87.0f);
+  const Floats clamped = select(x < least, least, x);
+  const Floats shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
+  const Floats n = shifted - 12582912.0f;
+  const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   // The low bits of `shifted` hold n; the shift drops all others. NaN passes through p.
-  const std::uint32_t exponent = (bits_as<std::uint32_t>(shifted) << 23) + (127u << 23);
-  const float value = p * bits_as<float>(exponent);
-  return x < -87.0f ? 0.0f : value;
+  const Words exponent = (bits_as<Words>(shifted) << 23) + (127u << 23);
+  return select(x < least, Floats{}, p * bits_as<Floats>(exponent));
+}
+
+// (word + 1/2) / 2^32, rounded once.
+inline Floats unit(const Words& word) {
+  const Floats high = convert<Floats>(bits_as<Ints>(word >> 8));
+  const Floats low = convert<Floats>(bits_as<Ints>(word & 255u));
+  return (high * 256.0f + low + 0.5f) * 0x1p-32f;
 }
 
 // -log(1 - f) for f = (word + 1/2) / 2^32. Near f = 0 the result is as exact as f itself, so that
 // the greatest scores of the race, which decide it, are not rounded away.
-inline float exponential(std::uint32_t word) {
-  const float f = (static_cast<float>(word >> 8) * 256.0f +
-                   static_cast<float>(word & 255u) + 0.5f) * 0x1p-32f;
-  const std::uint32_t mirrored = ~word;
-  const float u = (static_cast<float>(mirrored >> 8) * 256.0f +
-                   static_cast<float>(mirrored & 255u) + 0.5f) * 0x1p-32f;
+inline Floats exponential(const Words& word) {
+  const Floats f = unit(word);
+  const Floats u = unit(~word);
   // u = m * 2^e with m in [sqrt(1/2), sqrt(2)); where e is 0, m - 1 is -f without rounding.
-  const auto bits = static_cast<std::int32_t>(bits_as<std::uint32_t>(u));
-  const std::int32_t e = (bits - 0x3F3504F3) >> 23;
-  const float m = bits_as<float>(bits - e * (1 << 23));
-  const float r = e == 0 ? -f : m - 1.0f;
-  float p = 7.0376836292e-2f;
-  p = p * r - 1.1514610310e-1f;
+  const Ints bits = bits_as<Ints>(u);
+  const Ints e = (bits - 0x3F3504F3) >> 23;
+  const Floats m = bits_as<Floats>(bits - e * (1 << 23));
+  const Floats r = select(e == 0, -f, m - 1.0f);
+  Floats p = r * 7.0376836292e-2f - 1.1514610310e-1f;
   p = p * r + 1.1676998740e-1f;
   p = p * r - 1.2420140846e-1f;
   p = p * r + 1.4249322787e-1f;
@@ -71,33 +79,94 @@ inline float exponential(std::uint32_t word) {
   p = p * r + 2.0000714765e-1f;
   p = p * r - 2.4999993993e-1f;
   p = p * r + 3.3333331174e-1f;
-  const float square = r * r;
-  const float log1p = r + (p * r * square - 0.5f * square);
-  return -(log1p + static_cast<float>(e) * 0.693147181f);
+  const Floats square = r * r;
+  const Floats log1p = r + (p * r * square - square * 0.5f);
+  return -(log1p + convert<Floats>(e) * 0.693147181f);
+}
+
+// Sum over i < n of term(part), where part(x) gives the lanes of x at hand.
+template <class Term>
+inline double sum_of(std::int32_t n, Term term) {
+  double total = 0;
+  for (std::int32_t begin = 0; begin < n; begin += kBlock) {
+    const std::int32_t end = std::min(n, begin + kBlock);
+    Floats a{};
+    Floats b{};
+    std::int32_t i = begin;
+    for (; i + kPair <= end; i += kPair) {
+      a = a + term(i, [](const float* x) { return load(x); });
+      b = b + term(i + kWidth, [](const float* x) { return load(x); });
+    }
+    for (; i < end; i += kWidth) {
+      const std::int32_t count = std::min(kWidth, end - i);
+      if (count == kWidth) {
+        a = a + term(i, [](const float* x) { return load(x); });
+      } else {
+        b = b + term(i, [count](const float* x) { return load_part(x, count); });
+      }
+    }
+    for (int j = 0; j < kWidth; ++j) total += a[j];
+    for (int j = 0; j < kWidth; ++j) total += b[j];
+  }
+  return total;
+}
+
+inline float max_of(const float* x, std::int32_t n) {
+  // Not from x[0] on: were that NaN, it would hide all others.
+  Floats a = all<Floats>(-kInfinity);
+  Floats b = a;
+  std::int32_t i = 0;
+  for (; i + kPair <= n; i += kPair) {
+    const Floats first = load(x + i);
+    const Floats second = load(x + i + kWidth);
+    a = select(first > a, first, a);
+    b = select(second > b, second, b);
+  }
+  float best = -kInfinity;
+  for (; i < n; ++i) best = x[i] > best ? x[i] : best;
+  a = select(b > a, b, a);
+  for (int j = 0; j < kWidth; ++j) best = a[j] > best ? a[j] : best;
+  return best;
+}
+
+// Philox of kWidth successive counters: philox.h, lane by lane.
+inline void philox_lanes(std::uint32_t first, std::uint32_t c1, std::uint64_t position,
+                         std::uint64_t seed, Words (&word)[4]) {
+  constexpr std::uint64_t kLow = 0xFFFFFFFFu;
+  Longs w0 = all<Longs>(std::uint64_t{first});
+  for (int j = 0; j < kWidth; ++j) w0[j] += static_cast<std::uint64_t>(j);
+  Longs w1 = all<Longs>(std::uint64_t{c1});
+  Longs w2 = all<Longs>(position & kLow);
+  Longs w3 = all<Longs>(position >> 32);
+  auto k0 = static_cast<std::uint32_t>(seed);
+  auto k1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const Longs product0 = w0 * std::uint64_t{0xD2511F53u};
+    const Longs product1 = w2 * std::uint64_t{0xCD9E8D57u};
+    w0 = (product1 >> 32) ^ w1 ^ std::uint64_t{k0};
+    w2 = (product0 >> 32) ^ w3 ^ std::uint64_t{k1};
+    w1 = product1 & kLow;
+    w3 = product0 & kLow;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  word[0] = convert<Words>(w0);
+  word[1] = convert<Words>(w1);
+  word[2] = convert<Words>(w2);
+  word[3] = convert<Words>(w3);
 }
 
 }  // namespace
 
 SPECDEC_CLONES
-float max(const float* x, std::int32_t n) {
-  float lane[kLanes];
-  // Not x[0]: were that NaN, it would hide all others.
-  for (float& value : lane) value = -std::numeric_limits<float>::infinity();
-  std::int32_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (std::int32_t j = 0; j < kLanes; ++j) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-  }
-  for (; i < n; ++i) lane[0] = x[i] > lane[0] ? x[i] : lane[0];
-  float best = lane[0];
-  for (const float value : lane) best = value > best ? value : best;
-  return best;
-}
+float max(const float* x, std::int32_t n) { return max_of(x, n); }
 
+SPECDEC_CLONES
 std::int32_t argmax(const float* x, std::int32_t n) {
-  float best = -std::numeric_limits<float>::infinity();
+  float best = -kInfinity;
   std::int32_t best_block = 0;
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
-    const float block_max = max(x + begin, std::min(kBlock, n - begin));
+    const float block_max = max_of(x + begin, std::min(kBlock, n - begin));
     if (block_max > best) {
       best = block_max;
       best_block = begin;
@@ -112,132 +181,126 @@ std::int32_t argmax(const float* x, std::int32_t n) {
 
 SPECDEC_CLONES
 double sum(const float* x, std::int32_t n) {
-  double total = 0;
-  for (std::int32_t begin = 0; begin < n; begin += kBlock) {
-    const std::int32_t end = std::min(n, begin + kBlock);
-    float lane[kLanes] = {};
-    std::int32_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (std::int32_t j = 0; j < kLanes; ++j) lane[j] += x[i + j];
-    }
-    for (; i < end; ++i) lane[0] += x[i];
-    for (const float value : lane) total += value;
-  }
-  return total;
+  return sum_of(n, [=](std::int32_t i, auto part) { return part(x + i); });
+}
+
+SPECDEC_CLONES
+double sum_at_least(const float* x, std::int32_t n, float threshold) {
+  return sum_of(n, [=](std::int32_t i, auto part) {
+    const Floats value = part(x + i);
+    return select(value >= all<Floats>(threshold), value, Floats{});
+  });
 }
 
 SPECDEC_CLONES
 double exp_shifted(const float* x, std::int32_t n, float shift, float scale, float* out) {
+  const auto exp = [=](const Floats& value) { return exp_nonpositive((value - shift) * scale); };
   double total = 0;
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
     const std::int32_t end = std::min(n, begin + kBlock);
-    float lane[kLanes] = {};
+    Floats a{};
+    Floats b{};
     std::int32_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (std::int32_t j = 0; j < kLanes; ++j) {
-        const float value = exp_nonpositive((x[i + j] - shift) * scale);
-        out[i + j] = value;
-        lane[j] += value;
-      }
+    for (; i + kPair <= end; i += kPair) {
+      const Floats first = exp(load(x + i));
+      const Floats second = exp(load(x + i + kWidth));
+      store(first, out + i);
+      store(second, out + i + kWidth);
+      a = a + first;
+      b = b + second;
     }
-    for (; i < end; ++i) {
-      out[i] = exp_nonpositive((x[i] - shift) * scale);
-      lane[0] += out[i];
+    for (; i < end; i += kWidth) {
+      const std::int32_t count = std::min(kWidth, end - i);
+      const Floats value = exp(load_part(x + i, count));
+      store_part(value, out + i, count);
+      a = a + load_part(out + i, count);
     }
-    for (const float value : lane) total += value;
+    for (int j = 0; j < kWidth; ++j) total += a[j];
+    for (int j = 0; j < kWidth; ++j) total += b[j];
   }
   return total;
 }
 
 SPECDEC_CLONES
 double overlap(const float* x, float a, const float* y, float b, std::int32_t n) {
-  double total = 0;
-  for (std::int32_t begin = 0; begin < n; begin += kBlock) {
-    const std::int32_t end = std::min(n, begin + kBlock);
-    float lane[kLanes] = {};
-    std::int32_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (std::int32_t j = 0; j < kLanes; ++j) {
-        const float p = a * x[i + j];
-        const float q = b * y[i + j];
-        lane[j] += p < q ? p : q;
-      }
-    }
-    for (; i < end; ++i) lane[0] += std::min(a * x[i], b * y[i]);
-    for (const float value : lane) total += value;
-  }
-  return total;
+  return sum_of(n, [=](std::int32_t i, auto part) {
+    const Floats p = part(x + i) * a;
+    const Floats q = part(y + i) * b;
+    return select(p < q, p, q);
+  });
 }
 
 SPECDEC_CLONES
 void excess(const float* x, float a, const float* y, float b, std::int32_t n, float* out) {
-  for (std::int32_t i = 0; i < n; ++i) {
-    const float difference = a * x[i] - b * y[i];
-    out[i] = difference > 0.0f ? difference : 0.0f;
+  std::int32_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    const Floats difference = load(x + i) * a - load(y + i) * b;
+    store(select(difference > Floats{}, difference, Floats{}), out + i);
   }
+  for (; i < n; ++i) out[i] = std::max(a * x[i] - b * y[i], 0.0f);
 }
 
 SPECDEC_CLONES
 void scale(const float* x, float a, std::int32_t n, float* out) {
-  for (std::int32_t i = 0; i < n; ++i) out[i] = a * x[i];
+  std::int32_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(load(x + i) * a, out + i);
+  for (; i < n; ++i) out[i] = a * x[i];
+}
+
+SPECDEC_CLONES
+void ratios(const float* x, std::int32_t n, float* y) {
+  std::int32_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(load(x + i) / load(y + i), y + i);
+  for (; i < n; ++i) y[i] = x[i] / y[i];
 }
 
 SPECDEC_CLONES
 std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out) {
+  constexpr std::int32_t kStep = 64;
   std::int32_t count = 0;
-  std::int32_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    std::int32_t any = 0;
-    for (std::int32_t j = 0; j < kLanes; ++j) any |= x[i + j] >= threshold ? 1 : 0;
-    if (any == 0) continue;  // nearly all blocks, after a softmax
-    for (std::int32_t j = 0; j < kLanes; ++j) {
-      if (x[i + j] >= threshold) out[count++] = i + j;
+  for (std::int32_t begin = 0; begin < n; begin += kStep) {
+    const std::int32_t end = std::min(n, begin + kStep);
+    if (max_of(x + begin, end - begin) < threshold) continue;  // nearly all, after a softmax
+    for (std::int32_t i = begin; i < end; ++i) {
+      out[count] = i;
+      count += x[i] >= threshold ? 1 : 0;
     }
-  }
-  for (; i < n; ++i) {
-    if (x[i] >= threshold) out[count++] = i;
   }
   return count;
 }
 
+// Id 32 * g + 8 * k + j has word k of counter 8 * g + j: 32 successive ids take all the words of 8
+// counters, in the order in which the lanes make them.
 SPECDEC_CLONES
 void exponentials(std::uint64_t seed, std::uint64_t position, const std::int32_t* ids,
                   std::int32_t first, std::int32_t n, float* out) {
   constexpr auto purpose = static_cast<std::uint32_t>(Purpose::race);
-  const auto low = static_cast<std::uint32_t>(position);
-  const auto high = static_cast<std::uint32_t>(position >> 32);
-  std::uint32_t words[4][kLanes];
   if (ids == nullptr) {
-    for (std::int32_t begin = 0; begin < n; begin += 4 * kLanes) {
-      const auto block = static_cast<std::uint32_t>(first + begin) / 4;
-      for (std::int32_t j = 0; j < kLanes; ++j) {
-        const PhiloxWords w =
-            philox(block + static_cast<std::uint32_t>(j), purpose, low, high, seed);
-        for (int k = 0; k < 4; ++k) words[k][j] = w.word[k];
-      }
-      float values[4][kLanes];
+    for (std::int32_t begin = 0; begin < n; begin += 4 * kWidth) {
+      Words word[4];
+      philox_lanes(static_cast<std::uint32_t>(first + begin) / 4, purpose, position, seed, word);
       for (int k = 0; k < 4; ++k) {
-        for (std::int32_t j = 0; j < kLanes; ++j) values[k][j] = exponential(words[k][j]);
+        const std::int32_t at = begin + k * kWidth;
+        if (at + kWidth <= n) {
+          store(exponential(word[k]), out + at);
+        } else if (at < n) {
+          store_part(exponential(word[k]), out + at, n - at);
+        }
       }
-      const std::int32_t count = std::min(n - begin, 4 * kLanes);
-      for (std::int32_t i = 0; i < count; ++i) out[begin + i] = values[i % 4][i / 4];
     }
     return;
   }
-  for (std::int32_t begin = 0; begin < n; begin += kLanes) {
-    const std::int32_t count = std::min(n - begin, kLanes);
-    std::uint32_t id[kLanes] = {};
-    for (std::int32_t j = 0; j < count; ++j) id[j] = static_cast<std::uint32_t>(ids[begin + j]);
-    std::uint32_t word[kLanes];
-    for (std::int32_t j = 0; j < kLanes; ++j) {
-      const PhiloxWords w = philox(id[j] / 4, purpose, low, high, seed);
-      const std::uint32_t lane = id[j] % 4;
-      word[j] = lane < 2 ? (lane == 0 ? w.word[0] : w.word[1])
-                         : (lane == 2 ? w.word[2] : w.word[3]);
+  const auto low = static_cast<std::uint32_t>(position);
+  const auto high = static_cast<std::uint32_t>(position >> 32);
+  for (std::int32_t begin = 0; begin < n; begin += kWidth) {
+    const std::int32_t count = std::min(n - begin, kWidth);
+    Words word{};
+    for (int j = 0; j < count; ++j) {
+      const auto id = static_cast<std::uint32_t>(ids[begin + j]);
+      const PhiloxWords w = philox(id / 32 * 8 + id % 8, purpose, low, high, seed);
+      word[j] = w.word[id / 8 % 4];
     }
-    float values[kLanes];
-    for (std::int32_t j = 0; j < kLanes; ++j) values[j] = exponential(word[j]);
-    for (std::int32_t j = 0; j < count; ++j) out[begin + j] = values[j];
+    store_part(exponential(word), out + begin, count);
   }
 }
 

@@ -4,9 +4,9 @@
 
 namespace specdec {
 
-// Loops over a vocabulary, written so that the compiler vectorises them, and compiled for several
-// instruction sets where the platform can choose at load time. No fused multiply-add and a fixed
-// order of additions: every instruction set gives the same bits.
+// Loops over a vocabulary, written in lanes, and compiled for several instruction sets where the
+// platform can choose at load time. No fused multiply-add and a fixed order of additions: every
+// instruction set gives the same bits.
 namespace kernels {
 
 // Index of the first greatest of x[n]; NaN is never greatest. n > 0.
@@ -15,6 +15,9 @@ std::int32_t argmax(const float* x, std::int32_t n);
 float max(const float* x, std::int32_t n);
 
 double sum(const float* x, std::int32_t n);
+
+// Sum of those x[i] that are at least threshold.
+double sum_at_least(const float* x, std::int32_t n, float threshold);
 
 // out[i] = exp((x[i] - shift) * scale), zero below exp(-87); returns the sum. out may be x.
 double exp_shifted(const float* x, std::int32_t n, float shift, float scale, float* out);
@@ -25,6 +28,9 @@ double overlap(const float* x, float a, const float* y, float b, std::int32_t n)
 // out[i] = max(a * x[i] - b * y[i], 0).
 void excess(const float* x, float a, const float* y, float b, std::int32_t n, float* out);
 
+// y[i] = x[i] / y[i].
+void ratios(const float* x, std::int32_t n, float* y);
+
 // out[i] = a * x[i].
 void scale(const float* x, float a, std::int32_t n, float* out);
 
@@ -32,7 +38,7 @@ void scale(const float* x, float a, std::int32_t n, float* out);
 std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out);
 
 // out[i] = an Exp(1) variate that depends on (seed, position, id) alone, where id is ids[i], or
-// first + i when ids is null (then first must be a multiple of 4). Resolution 2^-32.
+// first + i when ids is null (then first must be a multiple of 32). Resolution 2^-32.
 void exponentials(std::uint64_t seed, std::uint64_t position, const std::int32_t* ids,
                   std::int32_t first, std::int32_t n, float* out);
 

@@ -121,6 +121,18 @@ double Sampler::rank_bar(const Distribution& row) {
   return *last;
 }
 
+double Sampler::mass_bar(const Distribution& row) {
+  // All tokens below this together weigh less than what the nucleus leaves out.
+  const double surely_cut = 0.99 * (1 - options_.top_p) * row.total() / row.size();
+  // Mostly a far higher bar has the nucleus above it; a little more than its mass, for rounding.
+  const double nucleus = std::min(options_.top_p + 1e-5, 1.0) * row.total();
+  for (double bar = 0.1; bar > surely_cut; bar *= 0.25) {
+    const auto threshold = static_cast<float>(bar);
+    if (kernels::sum_at_least(row.weights(), row.size(), threshold) > nucleus) return bar;
+  }
+  return surely_cut;
+}
+
 void Sampler::truncate(Distribution& out) {
   const bool by_rank = options_.top_k > 0 && options_.top_k < out.size();
   const bool by_mass = options_.top_p < 1;
@@ -130,8 +142,7 @@ void Sampler::truncate(Distribution& out) {
   // The greatest weight is 1. Tokens lighter than `bar` are cut for certain; few others remain.
   double bar = by_rank ? rank_bar(out) : options_.min_p;
   if (by_mass && !by_rank) {
-    // All tokens below this together weigh less than what the nucleus leaves out.
-    bar = std::max(bar, 0.99 * (1 - options_.top_p) * out.total() / out.size());
+    bar = std::max(bar, mass_bar(out));
   }
   if (candidates_.size() < static_cast<std::size_t>(out.size())) candidates_.resize(out.size());
   const std::int32_t count = kernels::at_least(out.weights(), out.size(),

@@ -56,6 +56,7 @@ class Sampler {
   void adjust(const LogitRow& row);  // biases and penalties, on the logits themselves
   void truncate(Distribution& out);
   double rank_bar(const Distribution& row);  // at least top_k weights are at least this
+  double mass_bar(const Distribution& row);  // the nucleus lies above this
 
   SamplingOptions options_;
   // Tokens seen, only kept where a penalty is set.

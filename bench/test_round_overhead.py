@@ -1,0 +1,125 @@
+"""What a round costs outside the two models: sampling, acceptance, commit.
+
+    pytest bench/test_round_overhead.py --benchmark-only
+
+The models' runs only put prepared logits into the core's buffers, as a session would, and the
+clock stands still meanwhile. 49,152 tokens, 4 drafts, about 70 % of them accepted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from specdec import _core
+
+VOCABULARY = 49_152
+HEAD = 16_384
+DRAFT_LENGTH = 4
+ROUNDS = 300
+POSITIONS = 48  # distinct rows of logits; the text goes round them
+
+Logits = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def logits() -> tuple[Logits, Logits]:
+    """Rows [positions, V] of the target and of a drafter that is close to it.
+
+    Zipf's law with a context of its own in each row: a few nats of entropy, as text has.
+    """
+    rng = np.random.default_rng(1)
+    shape = (POSITIONS, VOCABULARY)
+    zipf = -1.1 * np.log1p(np.arange(VOCABULARY, dtype=np.float32))
+    target = zipf + 2.2 * rng.standard_normal(shape, dtype=np.float32)
+    drafter = target + 0.35 * rng.standard_normal(shape, dtype=np.float32)
+    return target, drafter
+
+
+def decoder_of(rows: Logits, head_ids: list[int]) -> Any:
+    views: list[Any] = []
+
+    def run(width: int, first: int) -> None:
+        buffer, total = views
+        begin = int(total[()]) - width + first
+        for i in range(width - first):
+            np.copyto(buffer[i], rows[(begin + i) % POSITIONS])
+
+    decoder = _core.Decoder(
+        vocabulary=VOCABULARY,
+        head_ids=head_ids,
+        layers=1,
+        kv_heads=1,
+        head_dim=1,
+        capacity=8192,
+        min_width=2,
+        max_width=16,
+        max_logit_rows=16,
+        run=run,
+    )
+    views += [decoder.buffers()["logits"], decoder.buffers()["total_length"]]
+    return decoder
+
+
+def engine_for(
+    logits: tuple[Logits, Logits], trimmed: bool, rule: str, sampling: dict[str, float]
+) -> tuple[Any, Callable[[], float]]:
+    target = decoder_of(logits[0], [])
+    if trimmed:
+        rows = np.ascontiguousarray(logits[1][:, :HEAD])
+        draft = decoder_of(rows, list(range(HEAD)))
+    else:
+        draft = decoder_of(logits[1], [])
+    engine = _core.Engine(target, _core.ModelDrafter(draft))
+    engine.set_draft_length(DRAFT_LENGTH)
+    options = _core.StreamOptions()
+    chosen = _core.SamplingOptions()
+    chosen.seed = 1
+    for name, value in sampling.items():
+        setattr(chosen, name, value)
+    options.sampling = chosen
+    options.set_rule(rule)
+    engine.start([1, 2, 3], options)
+    engine.prefill()
+    # The timer is given to pytest-benchmark: seconds outside both models.
+    return engine, lambda: time.perf_counter() - target.run_seconds - draft.run_seconds
+
+
+SETTINGS: dict[str, tuple[str, dict[str, float], float]] = {
+    # name: rule, sampling, most microseconds at the median
+    "greedy": ("greedy", {"temperature": 0.0}, 150),
+    "block": ("block", {}, 600),
+    "token": ("token", {}, 600),
+    "coupled": ("coupled", {}, 2500),  # two races over the vocabulary for each draft
+    "block-top_p": ("block", {"temperature": 0.8, "top_p": 0.95}, 1500),
+    "block-top_k": ("block", {"temperature": 0.8, "top_k": 50}, 600),
+    "block-min_p": ("block", {"temperature": 0.8, "min_p": 0.05}, 600),
+    "block-repetition": ("block", {"repetition_penalty": 1.1}, 600),
+}
+
+
+@pytest.mark.parametrize("head", ["full", "trimmed"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_round_overhead(
+    benchmark: Any, logits: tuple[Logits, Logits], setting: str, head: str
+) -> None:
+    rule, sampling, bound = SETTINGS[setting]
+    engine, timer = engine_for(logits, head == "trimmed", rule, sampling)
+    benchmark._timer = timer
+    benchmark.group = f"round, {head} head"
+    before = time.perf_counter()
+    benchmark.pedantic(engine.round, rounds=ROUNDS, warmup_rounds=30, iterations=1)
+    wall = time.perf_counter() - before
+    totals = engine.totals
+    benchmark.extra_info.update(
+        acceptance=round(sum(totals.accepted_at) / sum(totals.drafted_at), 3),
+        wall_us_per_round=round(1e6 * wall / totals.rounds),
+    )
+    median = 1e6 * benchmark.stats.stats.median
+    print(f"\n{setting} ({head} head): median {median:.0f} us, {benchmark.extra_info}")
+    assert median < bound
