@@ -21,7 +21,7 @@ from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.external_data import ExternalData
 from specdec.convert.graph import MICROSOFT, Graph
 from specdec.convert.layouts import Layout
-from specdec.convert.matrix import FloatArray, stack_rows
+from specdec.convert.matrix import FloatArray, Matrix, stack_rows
 from specdec.convert.nbits import BLOCK, encode8
 
 GRAPH_FILE = "model.onnx"
@@ -104,16 +104,17 @@ class _Writer:
 
     def _layer(self, layer: int, residual: str, update: str) -> tuple[str, str]:
         """Adds one layer; returns the residual stream and what is yet to be added to it."""
-        graph, config, checkpoint = self.graph, self.config, self.checkpoint
-        prefix = f"layers.{layer}"
-        residual, x = self._norm(f"{prefix}.attention_norm", residual, update)
+        residual, x = self._norm(f"layers.{layer}.attention_norm", residual, update)
+        update = self._attention(layer, x)
+        residual, x = self._norm(f"layers.{layer}.ffn_norm", residual, update)
+        return residual, self._feed_forward(layer, x)
+
+    def _attention(self, layer: int, x: Activation) -> str:
+        graph, config, prefix = self.graph, self.config, f"layers.{layer}"
         qkv = self.layout.qkv(
-            graph,
-            f"{prefix}.qkv",
-            x,
-            stack_rows([checkpoint.matrix(f"{prefix}.{p}") for p in ("query", "key", "value")]),
+            graph, f"{prefix}.qkv", x, self._stacked(prefix, "query", "key", "value")
         )
-        attention = f"{prefix}.attention"
+        mixed = f"{prefix}.attention"
         graph.nodes(
             "GroupQueryAttention",
             [
@@ -121,31 +122,33 @@ class _Writer:
                 *(f"past_key.{layer}", f"past_value.{layer}", "seqlens_k", "total_length"),
                 *("rotary.cosine", "rotary.sine"),
             ],
-            [attention, f"present_key.{layer}", f"present_value.{layer}"],
+            [mixed, f"present_key.{layer}", f"present_value.{layer}"],
             domain=MICROSOFT,
             num_heads=config.heads,
             kv_num_heads=config.kv_heads,
             do_rotary=1,
             rotary_interleaved=0,
         )
-        update = self.layout.attention_output(
-            graph,
-            f"{prefix}.attention_output",
-            Activation(attention, config.heads * config.head_dim),
-            checkpoint.matrix(f"{prefix}.attention_output"),
+        x = Activation(mixed, config.heads * config.head_dim)
+        name = f"{prefix}.attention_output"
+        return self.layout.attention_output(
+            graph, name, x, self._stacked(prefix, "attention_output")
         )
-        residual, x = self._norm(f"{prefix}.ffn_norm", residual, update)
-        gate = self.layout.gate_up(graph, f"{prefix}.gate", x, checkpoint.matrix(f"{prefix}.gate"))
-        up = self.layout.gate_up(graph, f"{prefix}.up", x, checkpoint.matrix(f"{prefix}.up"))
+
+    def _feed_forward(self, layer: int, x: Activation) -> str:
+        graph, prefix = self.graph, f"layers.{layer}"
+        both = self.layout.gate_up(
+            graph, f"{prefix}.gate_up", x, self._stacked(prefix, "gate", "up")
+        )
+        gate, up = f"{prefix}.gate", f"{prefix}.up"
+        graph.nodes("Split", [both], [gate, up], axis=-1, num_outputs=2)
         silu = graph.node("QuickGelu", [gate], f"{prefix}.silu", domain=MICROSOFT, alpha=1.0)
-        gated = graph.node("Mul", [silu, up], f"{prefix}.gated")
-        update = self.layout.down(
-            graph,
-            f"{prefix}.down",
-            Activation(gated, config.ffn),
-            checkpoint.matrix(f"{prefix}.down"),
-        )
-        return residual, update
+        x = Activation(graph.node("Mul", [silu, up], f"{prefix}.gated"), self.config.ffn)
+        return self.layout.down(graph, f"{prefix}.down", x, self._stacked(prefix, "down"))
+
+    def _stacked(self, prefix: str, *roles: str) -> Matrix:
+        """The linears that read the same input as one."""
+        return stack_rows([self.checkpoint.matrix(f"{prefix}.{role}") for role in roles])
 
     def _norm(self, name: str, residual: str, update: str) -> tuple[str, Activation]:
         """Adds ``update`` (if any) to the residual stream; returns it and its normalised form."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ class ExternalData:
     def __init__(self, path: Path) -> None:
         self._name = path.name
         self._file = path.open("wb")
+        self._offsets: dict[bytes, int] = {}  # by digest: a tied head shares the embedding's data
 
     def __enter__(self) -> ExternalData:
         return self
@@ -37,9 +39,16 @@ class ExternalData:
         """An initializer ``name`` that holds ``values``, outside the graph if they are large."""
         if values.nbytes <= _SMALL:
             return onnx.numpy_helper.from_array(values, name)
+        values = np.ascontiguousarray(values)
+        digest = hashlib.sha256(values.data).digest()
+        if digest not in self._offsets:
+            self._offsets[digest] = self._append(values)
+        return self._refer(name, values, self._offsets[digest])
+
+    def _append(self, values: NDArray[Any]) -> int:
         offset = self._file.seek(-(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT)
-        np.ascontiguousarray(values).tofile(self._file)
-        return self._refer(name, values, offset)
+        values.tofile(self._file)
+        return offset
 
     def _refer(self, name: str, values: NDArray[Any], offset: int) -> TensorProto:
         tensor = TensorProto(

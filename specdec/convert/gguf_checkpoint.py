@@ -16,6 +16,7 @@ from specdec.convert.architectures import (
 )
 from specdec.convert.checkpoint import ModelConfig
 from specdec.convert.gguf_reader import GgufFile
+from specdec.convert.gguf_tokenizer import write_tokenizer
 from specdec.convert.matrix import FloatArray, IndexArray, Matrix
 from specdec.errors import CheckpointError
 
@@ -52,6 +53,24 @@ class GgufCheckpoint:
     def is_drafter(self) -> bool:
         return self.target_name is not None
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {}  # GGUF has no place for it
+
+    def describe(self) -> dict[str, Any]:
+        section = {
+            "file": self.file.path.name,
+            "sha256": self.file.sha256(),
+            "format": "gguf",
+        }
+        if self.target_name is not None:
+            section["target"] = self.target_name
+            section["target_sha256"] = self.vocabulary.sha256()
+        return section
+
+    def write_tokenizer(self, folder: Path) -> dict[str, Any]:
+        return write_tokenizer(self.vocabulary.fields, folder)
+
     def vector(self, name: str) -> FloatArray:
         tensor, file = self._find(name)
         return file.vector(tensor)
@@ -82,7 +101,7 @@ class GgufCheckpoint:
         raise KeyError(name)
 
     def _read_config(self) -> ModelConfig:
-        keys = self._architecture.metadata
+        keys = self._architecture.gguf_keys
         count = {field: self._number(keys[field]) for field in ("layers", "hidden", "heads", "ffn")}
         kv_heads = self._number(keys["kv_heads"], default=count["heads"])
         if min(*count.values(), kv_heads) < 1 or count["heads"] % kv_heads:

@@ -9,6 +9,7 @@ import numpy as np
 
 from specdec.convert.activation import Activation, Linear
 from specdec.convert.graph import Graph
+from specdec.convert.int8 import int8_rowwise, int8_split16
 from specdec.convert.matrix import Matrix
 from specdec.convert.nbits import nbits4, nbits8
 
@@ -38,6 +39,9 @@ LAYOUTS: Mapping[str, Layout] = {
     "float32": _uniform(float32),
     "nbits8": _uniform(nbits8),
     "nbits4": _uniform(nbits4, head=nbits8),
+    "int8": _uniform(int8_rowwise, head=nbits8),
+    "int8-split16": _uniform(int8_split16, head=nbits8),
+    "split16-nbits8": Layout(int8_split16, nbits8, int8_split16, nbits8, nbits8),
 }
 
 # The one place where the defaults are chosen; docs/layouts.md has the figures behind them.
