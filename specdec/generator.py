@@ -277,6 +277,12 @@ class Generator:
                 f"({theirs.vocabulary_size}) do not share one vocabulary; use a drafter that was "
                 "made for this target, or draft='ngram'"
             )
+        if self.draft.config.vocab > self.target.config.vocab:
+            raise VocabularyMismatchError(
+                f"{self.draft.name} can propose {self.draft.config.vocab} tokens with padding, "
+                f"and {self.target.name} takes {self.target.config.vocab}; use a drafter that was "
+                "made for this target, or draft='ngram'"
+            )
         capacity = min(self._max_context, self.draft.config.context)
         return _core.ModelDrafter(
             self.draft.new_decoder(capacity=capacity, max_logit_rows=2, as_target=False)

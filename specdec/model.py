@@ -91,16 +91,25 @@ class Model:
 
         A target never runs a row alone, as a step or as the last tile of one, so that its logits
         do not depend on how many drafts are checked; a drafter may.
+
+        Raises:
+            InvalidInputError: There is no memory for that capacity.
         """
         tile = _ATTENTION_TILE_HEADS * self.config.head_dim
-        return self._session.new_decoder(
-            capacity=capacity,
-            min_width=_MIN_TARGET_WIDTH if as_target else 1,
-            # A padded step has one more row.
-            max_logit_rows=max_logit_rows + (1 if as_target and max_logit_rows > tile else 0),
-            row_tile=tile if as_target else 0,
-            head_ids=self.head_ids,
-        )
+        try:
+            return self._session.new_decoder(
+                capacity=capacity,
+                min_width=_MIN_TARGET_WIDTH if as_target else 1,
+                # A padded step has one more row.
+                max_logit_rows=max_logit_rows + (1 if as_target and max_logit_rows > tile else 0),
+                row_tile=tile if as_target else 0,
+                head_ids=self.head_ids,
+            )
+        except MemoryError:
+            raise InvalidInputError(
+                f"no memory for {self.name} with a context of {capacity} tokens; give the "
+                "Generator a smaller max_context"
+            ) from None
 
     @cached_property
     def width_invariant(self) -> bool:

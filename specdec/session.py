@@ -42,7 +42,7 @@ class Session:
         if threads is not None:
             check_whole("threads", threads, 1, 1024, "1 to 1024, or None")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions: no need to print them as well
         if threads is not None:
             options.intra_op_num_threads = int(threads)
         # Target and drafter take turns: a pool that goes on spinning after its step would hold the
@@ -116,9 +116,9 @@ class _Runner:
 
     def __call__(self, width: int, first_logit_row: int) -> None:
         run = self._bindings.get((width, first_logit_row))
-        if run is None:
-            run = self._bindings[width, first_logit_row] = self._bind(width, first_logit_row)
         try:
+            if run is None:
+                run = self._bindings[width, first_logit_row] = self._bind(width, first_logit_row)
             run()
         except Exception as error:
             raise ModelRunError(

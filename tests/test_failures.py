@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -212,6 +213,35 @@ def test_vocabularies_that_differ(target: Model, tmp_path: Path) -> None:
     swapped = Model.load(convert(checkpoint, tmp_path / "swapped"))
     error_of(VocabularyMismatchError, lambda: Generator(target, swapped), "swapped (300)")
     assert len(Generator(target, target).generate("hi", **OPTIONS).tokens) == 8
+
+
+def test_a_drafter_with_padded_vocabulary(target: Model, tmp_path: Path) -> None:
+    checkpoint = write_tiny_gguf(tmp_path / "padded.gguf", vocab=320, metadata=tokenizer_fields())
+    padded = Model.load(convert(checkpoint, tmp_path / "padded"))
+    error_of(VocabularyMismatchError, lambda: Generator(target, padded), "padded", "320", "300")
+    # The other way round is fine: every token that is proposed is one of the target's.
+    generator = Generator(padded, target, draft_length=3)
+    expected = Generator(padded).generate("hi", **OPTIONS).tokens
+    assert generator.generate("hi", **OPTIONS).tokens == expected
+
+
+def test_a_context_that_does_not_fit_into_memory(folder: Path) -> None:
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest["config"]["context"] = 2**31 - 1
+    (folder / "model.json").write_text(json.dumps(manifest))
+    model = Model.load(folder)
+    error_of(InvalidInputError, lambda: Generator(model), "no memory", "max_context")
+    Generator(model, max_context=100).generate("hi", **OPTIONS)
+
+
+def test_a_manifest_that_does_not_fit_the_graph(folder: Path, capfd: Any) -> None:
+    manifest = json.loads((folder / "model.json").read_text())
+    for key, value in (("layers", 5), ("layers", 1), ("kv_heads", 1), ("head_size", 100)):
+        changed = {**manifest, "config": {**manifest["config"], key: value}}
+        (folder / "model.json").write_text(json.dumps(changed))
+        generator = Generator(Model.load(folder))
+        error_of(ModelRunError, lambda g=generator: g.generate("hi"), "ONNX Runtime failed")
+    assert capfd.readouterr() == ("", "")  # the runtime does not print what it raises
 
 
 # Settings of a Generator
