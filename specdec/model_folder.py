@@ -24,6 +24,7 @@ from specdec.errors import ModelFolderError
 MANIFEST = "model.json"
 FORMAT = 1
 ROLES = ("target", "drafter")
+TOKENIZER_KINDS = ("byte-level", "sentencepiece")
 _REMEDY = "pull or convert it again"
 
 # Folders that this process is writing right now; a folder that bears our process id but is not in
@@ -65,6 +66,10 @@ class TokenizerSection:
     stop_ids: tuple[int, ...]
     add_bos: bool
     vocabulary_sha256: str
+    kind: str = TOKENIZER_KINDS[0]
+    """How the names of tokens stand for bytes."""
+    leading_space: bool = False
+    """Whether encoding puts a space of its own in front of a text."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,9 @@ class ModelFolder:
         stop_ids = self._value(section, "stop_ids", list)
         if not all(isinstance(token, int) for token in stop_ids):
             raise self._error("'stop_ids' is not a list of integers")
+        kind = self._optional(section, "kind", str) or TOKENIZER_KINDS[0]
+        if kind not in TOKENIZER_KINDS:
+            raise self._error(f"tokenizers of kind {kind!r} are unknown to this version of specdec")
         return TokenizerSection(
             file=self._value(section, "file", str),
             chat_template=self._optional(section, "chat_template", str),
@@ -154,6 +162,8 @@ class ModelFolder:
             stop_ids=tuple(stop_ids),
             add_bos=self._value(section, "add_bos", bool),
             vocabulary_sha256=self._value(section, "vocabulary_sha256", str),
+            kind=kind,
+            leading_space=self._optional(section, "leading_space", bool) or False,
         )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import tokenizers
@@ -15,14 +15,19 @@ from specdec.model_folder import ModelFolder, TokenizerSection
 class Tokenizer:
     """Encodes text and decodes tokens; safe to share between threads."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, section: TokenizerSection) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, section: TokenizerSection, *, vocab: int = 0
+    ) -> None:
+        """``vocab`` is the model's number of ids, where it has more than the tokenizer."""
         # Control tokens are found by this class alone, so that text never turns into one unasked.
         backend.encode_special_tokens = True
         self._backend = backend
         self._added = backend.get_added_tokens_decoder()
         # Filled token by token: a whole table would make the first text wait for 0.1 s.
         self._bytes: dict[int, bytes] = {}
-        self.vocabulary_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self._bytes_of_name = _READERS[section.kind]
+        self._leading_space = section.leading_space
+        self.vocabulary_size = max(vocab, backend.get_vocab_size(with_added_tokens=True))
         self.vocabulary_sha256 = section.vocabulary_sha256
         self.bos_id = section.bos_id
         self.eos_id = section.eos_id
@@ -43,7 +48,7 @@ class Tokenizer:
             raise ModelFolderError(
                 f"{folder.tokenizer_path}: not a tokenizer ({error}); pull or convert it again"
             ) from error
-        return cls(backend, folder.tokenizer)
+        return cls(backend, folder.tokenizer, vocab=folder.config.vocab)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of ``text``; no BOS is added.
@@ -77,9 +82,16 @@ class Tokenizer:
         if end < len(text):
             yield text[end:], None
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``; control tokens give nothing, invalid UTF-8 gives U+FFFD."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+    def decode(self, ids: Sequence[int], *, begins_text: bool = True) -> str:
+        """Text of ``ids``; control tokens give nothing, invalid UTF-8 gives U+FFFD.
+
+        Some tokenizers put a space in front of every text. Where ``ids`` begin a text that space
+        is taken off; set ``begins_text`` to False for ids from the middle of one.
+        """
+        raw = b"".join(map(self.token_bytes, ids))
+        if begins_text and self._leading_space:
+            raw = raw.removeprefix(b" ")
+        return raw.decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
         """The raw bytes of one token, which may be part of a character; b"" for a control token.
@@ -117,9 +129,9 @@ class Tokenizer:
                 f"token {token} is outside of the vocabulary (0 to {self.vocabulary_size - 1})"
             )
         name = self._backend.id_to_token(token) or ""
-        if token in self._added:  # kept as plain text, not in the byte-level alphabet
+        if token in self._added:  # kept as plain text, not in the vocabulary's own alphabet
             return b"" if self._added[token].special else name.encode()
-        return b"".join(_BYTE_OF.get(character) or character.encode() for character in name)
+        return self._bytes_of_name(name)
 
     def _encode_plain(self, text: str) -> list[int]:
         try:
@@ -145,3 +157,20 @@ def _byte_level_alphabet() -> dict[str, bytes]:
 
 
 _BYTE_OF = _byte_level_alphabet()
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _byte_level_bytes(name: str) -> bytes:
+    return b"".join(_BYTE_OF.get(character) or character.encode() for character in name)
+
+
+def _sentencepiece_bytes(name: str) -> bytes:
+    if match := _BYTE_PIECE.fullmatch(name):
+        return bytes.fromhex(match[1])
+    return name.replace("\u2581", " ").encode()
+
+
+_READERS: Mapping[str, Callable[[str], bytes]] = {
+    "byte-level": _byte_level_bytes,
+    "sentencepiece": _sentencepiece_bytes,
+}

@@ -83,7 +83,9 @@ def _painter(generator: Generator) -> Callable[[Chunk], str]:
     """Colours the tokens that the drafter guessed right."""
 
     def paint(chunk: Chunk) -> str:
-        drafted = generator.target.tokenizer.decode(chunk.tokens[: chunk.drafted])
+        drafted = generator.target.tokenizer.decode(
+            chunk.tokens[: chunk.drafted], begins_text=False
+        )
         # Text that was held back shifts the boundary: then the chunk stays as it is.
         if not drafted or not chunk.startswith(drafted):
             return chunk

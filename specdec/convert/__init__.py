@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from specdec.convert.checkpoint import ModelSource
 from specdec.convert.cpu_graph import GRAPH_FILE, write_cpu_graph
 from specdec.convert.gguf_checkpoint import GgufCheckpoint
-from specdec.convert.gguf_tokenizer import write_tokenizer
+from specdec.convert.huggingface_checkpoint import HuggingfaceCheckpoint
 from specdec.convert.layouts import DEFAULT_DRAFTER_LAYOUT, DEFAULT_LAYOUT, LAYOUTS
 from specdec.errors import InvalidInputError
 from specdec.model_folder import create_model_folder, write_manifest
@@ -31,13 +32,14 @@ def convert(
     replace: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> Path:
-    """Converts the GGUF checkpoint ``source`` to the model folder ``destination``; returns it.
+    """Converts the checkpoint ``source`` to the model folder ``destination``; returns it.
 
+    ``source`` is a GGUF file, or a Hugging Face folder (``config.json``, safetensors, tokenizer).
     ``layout`` is one of ``LAYOUTS``; None takes the default for a target or a drafter. ``name`` is
     the model's name (None: the folder's). A drafter's checkpoint needs ``target_source``, its
-    target's GGUF file. ``sampling`` holds the model's recommended sampling parameters.
-    ``replace`` allows an existing folder to be replaced. ``progress`` is called with a stage and
-    the fraction of it that is done.
+    target's GGUF file. ``sampling`` holds the model's recommended sampling parameters (None: what
+    the checkpoint says of them). ``replace`` allows an existing folder to be replaced. ``progress``
+    is called with a stage and the fraction of it that is done.
 
     Raises CheckpointError for a checkpoint that cannot be converted, ModelFolderError for a
     destination that cannot be written. Either way nothing is left behind.
@@ -46,7 +48,7 @@ def convert(
     if layout is not None and layout not in LAYOUTS:
         raise InvalidInputError(f"no layout '{layout}': choose one of {', '.join(LAYOUTS)}")
     report("checking", 0.0)
-    checkpoint = GgufCheckpoint(source, target_source)
+    checkpoint = _open(source, target_source)
     layout = layout or (DEFAULT_DRAFTER_LAYOUT if checkpoint.is_drafter else DEFAULT_LAYOUT)
     name = name or destination.name
     manifest: dict[str, Any] = {
@@ -56,12 +58,12 @@ def convert(
         "config": _config_section(checkpoint),
         "graph": {"file": GRAPH_FILE, "backend": "cpu", "layout": layout},
         "head_ids": None if checkpoint.head_ids is None else HEAD_IDS_FILE,
-        "sampling": sampling or {},
-        "source": _source_section(checkpoint),
+        "sampling": checkpoint.sampling if sampling is None else sampling,
+        "source": checkpoint.describe(),
     }
     report("checking", 1.0)
     with create_model_folder(destination, replace=replace) as folder:
-        manifest["tokenizer"] = write_tokenizer(checkpoint.vocabulary.fields, folder)
+        manifest["tokenizer"] = checkpoint.write_tokenizer(folder)
         if checkpoint.head_ids is not None:
             np.save(folder / HEAD_IDS_FILE, checkpoint.head_ids.astype(np.int32))
         write_cpu_graph(
@@ -75,19 +77,17 @@ def convert(
     return destination
 
 
-def _config_section(checkpoint: GgufCheckpoint) -> dict[str, Any]:
+def _open(source: Path, target_source: Path | None) -> ModelSource:
+    if not source.is_dir():
+        return GgufCheckpoint(source, target_source)
+    if target_source is not None:
+        raise InvalidInputError(
+            f"{source}: a Hugging Face folder holds a whole model; leave target_source out"
+        )
+    return HuggingfaceCheckpoint(source)
+
+
+def _config_section(checkpoint: ModelSource) -> dict[str, Any]:
     config = checkpoint.config
     head_size = config.vocab if checkpoint.head_ids is None else len(checkpoint.head_ids)
     return {**config.as_manifest(), "head_size": head_size}
-
-
-def _source_section(checkpoint: GgufCheckpoint) -> dict[str, Any]:
-    section: dict[str, Any] = {
-        "file": checkpoint.file.path.name,
-        "sha256": checkpoint.file.sha256(),
-        "format": "gguf",
-    }
-    if checkpoint.is_drafter:
-        section["target"] = checkpoint.target_name
-        section["target_sha256"] = checkpoint.vocabulary.sha256()
-    return section

@@ -17,9 +17,10 @@ Shape = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor's name in GGUF (``{layer}`` stands for its number) and its shape."""
+    """A tensor's names (``{layer}`` stands for its layer's number) and its shape."""
 
     gguf_name: str
+    huggingface_name: str
     shape: Shape
 
 
@@ -27,7 +28,11 @@ class Tensor:
 class Architecture:
     """How a checkpoint's metadata and tensors map to the names that the graph writers use."""
 
-    metadata: Mapping[str, str]  # ModelConfig field -> GGUF key
+    gguf_keys: Mapping[str, str]  # ModelConfig field -> GGUF key
+    huggingface_class: str  # as config.json names it under "architectures"
+    huggingface_keys: Mapping[str, str]  # ModelConfig field -> key of config.json
+    # Keys of config.json that change the network, and the value that stands for this one.
+    huggingface_fixed: Mapping[str, object]
     defaults: Mapping[str, float]  # for keys that may be missing
     embedding: Tensor
     head: Tensor  # absent from a checkpoint with a tied head
@@ -38,7 +43,7 @@ class Architecture:
 
 
 LLAMA = Architecture(
-    metadata={
+    gguf_keys={
         "layers": "llama.block_count",
         "hidden": "llama.embedding_length",
         "heads": "llama.attention.head_count",
@@ -50,20 +55,42 @@ LLAMA = Architecture(
         "norm_eps": "llama.attention.layer_norm_rms_epsilon",
         "rotary": "llama.rope.dimension_count",
     },
+    huggingface_class="LlamaForCausalLM",
+    huggingface_keys={
+        "layers": "num_hidden_layers",
+        "hidden": "hidden_size",
+        "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+        "ffn": "intermediate_size",
+        "vocab": "vocab_size",
+        "context": "max_position_embeddings",
+        "rope_theta": "rope_theta",
+        "norm_eps": "rms_norm_eps",
+        "tied_head": "tie_word_embeddings",
+    },
+    huggingface_fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     defaults={"rope_theta": 10000.0},
-    embedding=Tensor("token_embd.weight", ("vocab", "hidden")),
-    head=Tensor("output.weight", ("vocab", "hidden")),
-    final_norm=Tensor("output_norm.weight", ("hidden",)),
+    embedding=Tensor("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
+    head=Tensor("output.weight", "lm_head.weight", ("vocab", "hidden")),
+    final_norm=Tensor("output_norm.weight", "model.norm.weight", ("hidden",)),
     layer={
-        "attention_norm": Tensor("blk.{layer}.attn_norm.weight", ("hidden",)),
-        "query": Tensor("blk.{layer}.attn_q.weight", ("heads", "hidden")),
-        "key": Tensor("blk.{layer}.attn_k.weight", ("kv_heads", "hidden")),
-        "value": Tensor("blk.{layer}.attn_v.weight", ("kv_heads", "hidden")),
-        "attention_output": Tensor("blk.{layer}.attn_output.weight", ("hidden", "heads")),
-        "ffn_norm": Tensor("blk.{layer}.ffn_norm.weight", ("hidden",)),
-        "gate": Tensor("blk.{layer}.ffn_gate.weight", ("ffn", "hidden")),
-        "up": Tensor("blk.{layer}.ffn_up.weight", ("ffn", "hidden")),
-        "down": Tensor("blk.{layer}.ffn_down.weight", ("hidden", "ffn")),
+        role: Tensor(
+            f"blk.{{layer}}.{gguf_name}.weight",
+            f"model.layers.{{layer}}.{huggingface_name}.weight",
+            shape,
+        )
+        for role, gguf_name, huggingface_name, shape in (
+            ("attention_norm", "attn_norm", "input_layernorm", ("hidden",)),
+            ("query", "attn_q", "self_attn.q_proj", ("heads", "hidden")),
+            ("key", "attn_k", "self_attn.k_proj", ("kv_heads", "hidden")),
+            ("value", "attn_v", "self_attn.v_proj", ("kv_heads", "hidden")),
+            ("attention_output", "attn_output", "self_attn.o_proj", ("hidden", "heads")),
+            ("ffn_norm", "ffn_norm", "post_attention_layernorm", ("hidden",)),
+            ("gate", "ffn_gate", "mlp.gate_proj", ("ffn", "hidden")),
+            ("up", "ffn_up", "mlp.up_proj", ("ffn", "hidden")),
+            ("down", "ffn_down", "mlp.down_proj", ("hidden", "ffn")),
+        )
     },
     interleaved_rotary=("query", "key"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from specdec.convert.matrix import FloatArray, IndexArray, Matrix
@@ -51,3 +52,26 @@ class Checkpoint(Protocol):
     def vector(self, name: str) -> FloatArray: ...
 
     def matrix(self, name: str) -> Matrix: ...
+
+
+class ModelSource(Checkpoint, Protocol):
+    """A checkpoint with everything else that becomes part of a model folder."""
+
+    @property
+    def architecture_name(self) -> str: ...
+
+    @property
+    def is_drafter(self) -> bool: ...
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Sampling parameters that the model's makers recommend; may be empty."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's account of where the model came from."""
+        ...
+
+    def write_tokenizer(self, folder: Path) -> dict[str, Any]:
+        """Writes the tokenizer's files and returns the manifest's account of them."""
+        ...

@@ -6,32 +6,23 @@ name is declared in ``PRE_TOKENIZERS``; a further one is a line there, and a loo
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from specdec.convert.sentencepiece_tokenizer import SentencePieces, build_tokenizer
+from specdec.convert.tokenizer_files import (
+    BYTE_LEVEL,
+    SENTENCEPIECE,
+    vocabulary_sha256,
+    write_tokenizer_files,
+)
 from specdec.errors import CheckpointError
 
-TOKENIZER_FILE = "tokenizer.json"
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-
-# A turn or a text ends at one of these, whatever the checkpoint calls its end-of-sequence token.
-END_TOKENS = frozenset(
-    {
-        "<|im_end|>",
-        "<|endoftext|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|end_of_text|>",
-        "<|end|>",
-        "<end_of_turn>",
-        "</s>",
-    }
-)
+__all__ = ["PRE_TOKENIZERS", "vocabulary_sha256", "write_tokenizer"]
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
 
@@ -91,54 +82,51 @@ def write_tokenizer(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: Metadata is missing or inconsistent, or of a kind that is not supported.
     """
-    _check_supported(fields)
-    pre = PRE_TOKENIZERS[fields["tokenizer.ggml.pre"]]
-    tokens = _strings(fields, "tokenizer.ggml.tokens")
-    tokenizer = _build(fields, tokens, pre)
-    controls = {
-        token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special
-    }
-    bos, eos = (_token_id(fields, name, tokens) for name in ("bos", "eos"))
-    ends = (_token_id(fields, name, tokens) for name in ("eos", "eot", "eom"))
-    stop_ids = {token for token in ends if token is not None}
-    stop_ids |= {token for token in controls if tokens[token] in END_TOKENS}
-
-    tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-    template = fields.get("tokenizer.chat_template")
-    if template is not None:
-        (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="")
-    return {
-        "file": TOKENIZER_FILE,
-        "chat_template": None if template is None else CHAT_TEMPLATE_FILE,
-        "bos_id": bos,
-        "eos_id": eos,
-        "stop_ids": sorted(stop_ids),
-        "add_bos": bos is not None
-        and bool(fields.get("tokenizer.ggml.add_bos_token", pre.add_bos)),
-        "vocabulary_sha256": vocabulary_sha256(tokens),
-    }
-
-
-def vocabulary_sha256(tokens: Sequence[str]) -> str:
-    """SHA-256 over the list id -> token: equal for two models exactly if they share ids."""
-    digest = hashlib.sha256()
-    for token in tokens:
-        text = token.encode()
-        digest.update(len(text).to_bytes(4, "little") + text)
-    return digest.hexdigest()
-
-
-def _check_supported(fields: Mapping[str, Any]) -> None:
     kind = _get(fields, "tokenizer.ggml.model", str)
-    if kind != "gpt2":
+    tokens = _strings(fields, "tokenizer.ggml.tokens")
+    if kind == "llama":
+        pieces = _sentence_pieces(fields, tokens)
+        tokenizer = build_tokenizer(pieces, "tokenizer.ggml")
+        leading_space, add_bos = pieces.leading_space, True
+    elif kind == "gpt2":
+        pre = _pre_tokenizer(fields)
+        tokenizer = _build(fields, tokens, pre)
+        leading_space, add_bos = False, pre.add_bos
+    else:
         raise CheckpointError(
-            f"tokenizer.ggml.model is {kind!r}; supported: 'gpt2' (byte-level BPE)"
+            f"tokenizer.ggml.model is {kind!r}; supported: 'gpt2' (byte-level BPE) and 'llama' "
+            "(SentencePiece BPE)"
         )
-    pre = _get(fields, "tokenizer.ggml.pre", str)
-    if pre not in PRE_TOKENIZERS:
+    return write_tokenizer_files(
+        folder,
+        tokenizer,
+        kind=SENTENCEPIECE if kind == "llama" else BYTE_LEVEL,
+        leading_space=leading_space,
+        tokens=tokens,
+        bos=_token_id(fields, "bos", tokens),
+        eos=_token_id(fields, "eos", tokens),
+        ends=[_token_id(fields, name, tokens) for name in ("eos", "eot", "eom")],
+        add_bos=bool(fields.get("tokenizer.ggml.add_bos_token", add_bos)),
+        chat_template=fields.get("tokenizer.chat_template"),
+    )
+
+
+def _sentence_pieces(fields: Mapping[str, Any], tokens: list[str]) -> SentencePieces:
+    return SentencePieces(
+        tokens,
+        _get(fields, "tokenizer.ggml.scores", list),
+        _get(fields, "tokenizer.ggml.token_type", list),
+        leading_space=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
+    )
+
+
+def _pre_tokenizer(fields: Mapping[str, Any]) -> PreTokenizer:
+    name = _get(fields, "tokenizer.ggml.pre", str)
+    if name not in PRE_TOKENIZERS:
         raise CheckpointError(
-            f"tokenizer.ggml.pre is {pre!r}; supported: {', '.join(sorted(PRE_TOKENIZERS))}"
+            f"tokenizer.ggml.pre is {name!r}; supported: {', '.join(sorted(PRE_TOKENIZERS))}"
         )
+    return PRE_TOKENIZERS[name]
 
 
 def _build(fields: Mapping[str, Any], tokens: list[str], pre: PreTokenizer) -> Tokenizer:

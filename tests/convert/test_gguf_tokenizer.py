@@ -50,6 +50,8 @@ def test_section_and_files(tmp_path: Path) -> None:
     ]
     assert section == {
         "file": "tokenizer.json",
+        "kind": "byte-level",
+        "leading_space": False,
         "chat_template": "chat_template.jinja",
         "bos_id": 1,
         "eos_id": 2,
@@ -159,7 +161,7 @@ def test_user_defined_tokens_are_text_and_control_tokens_are_not(tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model is 'llama'; supported: 'gpt2'"),
+        ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model is 'bert'; supported: 'gpt2'"),
         ({"tokenizer.ggml.pre": "klingon"}, "tokenizer.ggml.pre is 'klingon'; supported: default"),
         ({"tokenizer.ggml.model": None}, "no tokenizer.ggml.model"),
         ({"tokenizer.ggml.pre": None}, "no tokenizer.ggml.pre"),
