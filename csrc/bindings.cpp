@@ -15,6 +15,7 @@
 #include "drafter.h"
 #include "engine.h"
 #include "error.h"
+#include "gil.h"
 #include "verify.h"
 
 namespace py = pybind11;
@@ -116,7 +117,7 @@ py::tuple verify_batch(const std::string& rule_name, const Array<float>& p, cons
   std::int32_t* accepted_data = accepted.mutable_data();
   std::int32_t* next_data = next.mutable_data();
   {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     std::vector<float> scratch;
     for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
       ArrayRows target(p_data + i * (k + 1) * vocabulary, k + 1, vocabulary);
@@ -201,7 +202,8 @@ void translate_errors() {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  using release = py::call_guard<py::gil_scoped_release>;
+  using release = py::call_guard<ReleasedGil>;
+  ReleasedGil::wait_at_exit();
   translate_errors();
 
   py::class_<SamplingOptions>(m, "SamplingOptions")
@@ -263,7 +265,7 @@ PYBIND11_MODULE(_core, m) {
             auto& decoder = self.cast<Decoder&>();
             LogitRows rows{};
             {
-              py::gil_scoped_release unlocked;
+              const ReleasedGil released;
               rows = decoder.forward(tokens.data(), static_cast<std::int32_t>(tokens.size()),
                                      logit_rows);
             }

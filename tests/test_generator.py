@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -552,6 +553,42 @@ def test_a_stream_may_wander_between_threads(target: Model, generator: Generator
     close(stream)
     assert sum((c.tokens for c in chunks), ()) == fresh_text(target, PROMPT, GREEDY).tokens
     check_unharmed(generator, target)
+
+
+DAEMON = """
+import atexit, sys, threading, time
+
+def late():
+    print(len(generator.generate("hi", max_tokens=5, ignore_eos=True).tokens))
+
+atexit.register(late)  # runs after all that specdec registers
+from specdec import Generator, Model
+
+model = Model.load(sys.argv[1])
+generator = Generator(model)
+ready = threading.Event()
+
+def work():
+    own = Generator(model, model)
+    while True:
+        own.generate("hi", temperature=0, max_tokens=50, ignore_eos=True)
+        ready.set()
+
+threading.Thread(target=work, daemon=True).start()
+ready.wait()
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("wait", ["0", "0.001", "0.003", "0.01"])
+def test_a_daemon_thread_at_exit(tiny_target: Path, wait: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DAEMON, str(tiny_target), wait],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
 
 
 # Conversations
