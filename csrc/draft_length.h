@@ -27,11 +27,12 @@ class DraftLength {
   double rate(std::int32_t k) const;
 
  private:
-  // A mean that forgets, starting from a guess of a given weight.
+  // A mean that forgets.
   struct Mean {
     double value = 0;
     double weight = 0;
     void add(double x, double keep);
+    void add_seconds(double seconds);
   };
 
   double target_seconds(std::int32_t width) const;
@@ -43,9 +44,10 @@ class DraftLength {
   Mean draft_seconds_;                // per draft
   std::int32_t rounds_ = 0;
   std::int32_t plain_rounds_left_ = 0;  // until the next probe
+  std::int32_t probe_rounds_left_ = 0;
   std::int32_t plain_rounds_ = kFirstPause;
   static constexpr std::int32_t kFirstPause = 16;
-  static constexpr std::int32_t kLongestPause = 512;
+  static constexpr std::int32_t kLongestPause = 256;
 };
 
 }  // namespace specdec
