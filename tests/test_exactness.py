@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from bench.exactness import (
 )
 from specdec import Generator, Model, Ngram
 from specdec._core import MAX_DRAFT_LENGTH, Decoder
-from specdec.convert import convert
+from specdec.convert import LAYOUTS, convert
 from specdec.verification import RULES
-from tests.tiny_gguf import write_tiny_drafter
+from tests.tiny_gguf import write_tiny_drafter, write_tiny_gguf
 
 Logits = npt.NDArray[np.float32]
 
@@ -171,7 +171,7 @@ def two_by_two(model: Model, tokens: list[int]) -> Logits:
     return np.concatenate(rows)
 
 
-def check_widths(model: Model, pasts: tuple[int, ...], widths: range) -> None:
+def check_widths(model: Model, pasts: Sequence[int], widths: Sequence[int]) -> None:
     tokens = random_tokens(model, max(pasts) + widths[-1])
     expected = two_by_two(model, tokens)
     decoder = model.new_decoder(capacity=len(tokens) + 2, max_logit_rows=widths[-1])
@@ -230,6 +230,17 @@ def test_what_lies_behind_the_length_does_not_matter(target: Model) -> None:
         if name.startswith(("key", "value")):
             buffer[:, :, 40:] = 1e3 * rng.standard_normal(buffer[:, :, 40:].shape)
     np.testing.assert_array_equal(decoder.forward(tokens[40:48], 8), before)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])  # of 64, 32 and 16 values
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_every_layout_gives_the_same_bits(layout: str, heads: int, tmp_path: Path) -> None:
+    checkpoint = write_tiny_gguf(tmp_path / "tiny.gguf", heads=heads, kv_heads=1)
+    model = Model.load(convert(checkpoint, tmp_path / "tiny", layout=layout))
+    assert model.width_invariant
+    check_widths(model, (0, 70), [*range(1, 36), 63, 64, 65, 66, 96, 97, 98, 127, 128])
+    check_chunks(model, 193, (128, 2, 3, 33, 65, 97, 127))
+    check_causality(model, 40, 17)
 
 
 # The real model
