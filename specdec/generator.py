@@ -210,7 +210,14 @@ class Generator:
         options.set_rule(self._acceptance)
         options.stop_ids = [] if settings.ignore_eos else sorted(self.target.tokenizer.stop_ids)
         options.max_tokens = min(settings.max_tokens or 0, self._max_context)
-        return self._run(tokens, options, settings.stop_strings)
+        # An answer is a text of its own; a raw prompt's continuation is not.
+        answers = not raw if isinstance(prompt, str) else isinstance(prompt[0], Mapping)
+        text_stream = TextStream(
+            self.target.tokenizer,
+            settings.stop_strings,
+            drop_space=answers and self.target.tokenizer.leading_space,
+        )
+        return self._run(tokens, options, text_stream)
 
     def generate(
         self,
@@ -289,7 +296,7 @@ class Generator:
         )
 
     def _run(
-        self, tokens: list[int], options: _core.StreamOptions, stop: Sequence[str]
+        self, tokens: list[int], options: _core.StreamOptions, text_stream: TextStream
     ) -> Iterator[Chunk]:
         if not self._lock.acquire(blocking=False):
             raise GeneratorBusyError(
@@ -303,7 +310,7 @@ class Generator:
                 self._engine.cancel()
             self._engine.prefill()
             self._stats = Stats.from_totals(self._engine.totals, 0.0)
-            yield from self._rounds(TextStream(self.target.tokenizer, stop))
+            yield from self._rounds(text_stream)
         finally:
             self._lock.release()
 

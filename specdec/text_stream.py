@@ -21,8 +21,14 @@ class TextStream:
     before it. However the tokens are split over calls, the text and the stop are the same.
     """
 
-    def __init__(self, tokenizer: _TokenBytes, stop: Sequence[str] = ()) -> None:
-        """``tokenizer`` is anything with ``token_bytes``; InvalidInputError for an empty stop."""
+    def __init__(
+        self, tokenizer: _TokenBytes, stop: Sequence[str] = (), *, drop_space: bool = False
+    ) -> None:
+        """``tokenizer`` is anything with ``token_bytes``; InvalidInputError for an empty stop.
+
+        ``drop_space``: a space that the text begins with is not part of it, because the tokenizer
+        puts one in front of every text.
+        """
         if isinstance(stop, str):
             stop = (stop,)
         if not all(stop):
@@ -33,6 +39,7 @@ class TextStream:
         self._held = ""
         self._stopped = False
         self._tokens_used = 0
+        self._drop_space = drop_space
 
     @property
     def stopped(self) -> bool:
@@ -51,7 +58,11 @@ class TextStream:
             if self._stopped:
                 break
             self._tokens_used += 1
-            text = self._decoder.decode(self._tokenizer.token_bytes(token))
+            raw = self._tokenizer.token_bytes(token)
+            if self._drop_space and raw:
+                raw = raw.removeprefix(b" ")
+                self._drop_space = False
+            text = self._decoder.decode(raw)
             if text:
                 printable.append(self._advance(text))
         return "".join(printable)

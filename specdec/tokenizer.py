@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import tokenizers
@@ -25,8 +25,9 @@ class Tokenizer:
         self._added = backend.get_added_tokens_decoder()
         # Filled token by token: a whole table would make the first text wait for 0.1 s.
         self._bytes: dict[int, bytes] = {}
-        self._bytes_of_name = _READERS[section.kind]
-        self._leading_space = section.leading_space
+        self._kind = section.kind
+        self.leading_space = section.leading_space
+        """Whether ``encode`` puts a space of its own in front of a text."""
         self.vocabulary_size = max(vocab, backend.get_vocab_size(with_added_tokens=True))
         self.vocabulary_sha256 = section.vocabulary_sha256
         self.bos_id = section.bos_id
@@ -89,7 +90,7 @@ class Tokenizer:
         is taken off; set ``begins_text`` to False for ids from the middle of one.
         """
         raw = b"".join(map(self.token_bytes, ids))
-        if begins_text and self._leading_space:
+        if begins_text and self.leading_space:
             raw = raw.removeprefix(b" ")
         return raw.decode("utf-8", "replace")
 
@@ -129,9 +130,14 @@ class Tokenizer:
                 f"token {token} is outside of the vocabulary (0 to {self.vocabulary_size - 1})"
             )
         name = self._backend.id_to_token(token) or ""
-        if token in self._added:  # kept as plain text, not in the vocabulary's own alphabet
-            return b"" if self._added[token].special else name.encode()
-        return self._bytes_of_name(name)
+        added = self._added.get(token)
+        if added is not None and added.special:
+            return b""
+        if self._kind == "sentencepiece":
+            return _sentencepiece_bytes(name)
+        if added is not None:  # kept as plain text, not in the byte-level alphabet
+            return name.encode()
+        return b"".join(_BYTE_OF.get(character) or character.encode() for character in name)
 
     def _encode_plain(self, text: str) -> list[int]:
         try:
@@ -160,17 +166,7 @@ _BYTE_OF = _byte_level_alphabet()
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def _byte_level_bytes(name: str) -> bytes:
-    return b"".join(_BYTE_OF.get(character) or character.encode() for character in name)
-
-
 def _sentencepiece_bytes(name: str) -> bytes:
     if match := _BYTE_PIECE.fullmatch(name):
         return bytes.fromhex(match[1])
     return name.replace("\u2581", " ").encode()
-
-
-_READERS: Mapping[str, Callable[[str], bytes]] = {
-    "byte-level": _byte_level_bytes,
-    "sentencepiece": _sentencepiece_bytes,
-}

@@ -166,3 +166,22 @@ def split(data: bytes, rng: random.Random) -> list[bytes]:
         pieces.append(data[start : start + size])
         start += size
     return pieces
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        ((b"", b" a", b" b"), "a b"),
+        ((b" ", b" a"), " a"),
+        ((b"  a",), " a"),
+        ((b"a", b" b"), "a b"),
+        ((b"\xe6", b" ", b" "), "\ufffd  "),
+        ((b" ",), ""),
+    ],
+)
+def test_one_space_in_front_is_dropped_where_the_tokenizer_put_it(
+    pieces: tuple[bytes, ...], text: str
+) -> None:
+    dropping = TextStream(Bytes(*pieces), ["\n"], drop_space=True)
+    assert "".join(run(dropping, len(pieces))) == text
+    assert "".join(run(stream(pieces), len(pieces))) == b"".join(pieces).decode("utf-8", "replace")

@@ -90,7 +90,8 @@ def build_tokenizer(vocabulary: SentencePieces, source: str) -> Tokenizer:
                     f"{source}: has the user-defined piece {piece!r} and puts a space in front of "
                     "texts; the two together are not supported: use a folder with tokenizer.json"
                 )
-            tokenizer.add_tokens([AddedToken(piece, special=False, normalized=False)])
+            if " " not in piece:  # SentencePiece looks for it when spaces are rewritten already
+                tokenizer.add_tokens([AddedToken(piece, special=False, normalized=True)])
         elif kind in (UNKNOWN, CONTROL, USER_DEFINED):
             tokenizer.add_tokens([AddedToken(piece, special=True, normalized=False)])
     return tokenizer
@@ -128,6 +129,7 @@ def read_sentencepiece(path: Path) -> tuple[Tokenizer, SentencePieces]:
     tokenizer = build_tokenizer(vocabulary, str(path))
     # Models may rewrite characters or drop spaces before they cut a text; this one must not.
     reference = SentencePieceProcessor(model_proto=content)
+    tokenizer.encode_special_tokens = True  # "<s>" in a text is text
     for text in _PROBES:
         if tokenizer.encode(text, add_special_tokens=False).ids != reference.encode(text):
             raise CheckpointError(

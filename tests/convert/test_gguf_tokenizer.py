@@ -185,6 +185,62 @@ def test_what_cannot_be_read_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def sentencepiece_fields() -> dict[str, Any]:
+    """A vocabulary of SentencePiece's kind, as GGUF holds it."""
+    pieces = ["\u2581", "a", "b", "\u2581a", "ab", "\u2581ab", "\u2581b"]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [
+            *("<unk>", "<s>", "</s>"),
+            *(f"<0x{byte:02X}>" for byte in range(256)),
+            *pieces,
+        ],
+        "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(len(pieces))],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(pieces),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+def test_sentencepiece_in_gguf(tmp_path: Path) -> None:
+    tokenizer = build(sentencepiece_fields(), tmp_path)
+    names = [tokenizer.token_text(token) for token in tokenizer.encode("ab b<s>\n")]
+    assert names == ["\u2581ab", "\u2581b", "<0x3C>", "<0x73>", "<0x3E>", "<0x0A>"]
+    assert tokenizer.decode(tokenizer.encode("ab b<s>\n")) == "ab b<s>\n"
+    assert (tokenizer.add_bos, tokenizer.leading_space) == (True, True)
+    assert tokenizer.stop_ids == {2}
+
+
+def test_sentencepiece_in_gguf_without_the_space_in_front(tmp_path: Path) -> None:
+    fields = sentencepiece_fields() | {
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    tokenizer = build(fields, tmp_path)
+    assert [tokenizer.token_text(token) for token in tokenizer.encode("ab a")] == [
+        "ab",
+        "\u2581a",
+    ]
+    assert (tokenizer.add_bos, tokenizer.leading_space) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer.ggml.scores": None}, "no tokenizer.ggml.scores"),
+        ({"tokenizer.ggml.scores": [0.0]}, "266 pieces with 1 scores and 266 types"),
+        ({"tokenizer.ggml.token_type": [1] * 266}, "no piece for each of the 256 bytes"),
+    ],
+)
+def test_sentencepiece_in_gguf_that_cannot_be_read(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        write_tokenizer(sentencepiece_fields() | changes, tmp_path)
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.long
 @pytest.mark.skipif(VECTORS is None, reason="SPECDEC_TOKENIZER_VECTORS is not set")
 @pytest.mark.parametrize(
@@ -197,6 +253,8 @@ def test_what_cannot_be_read_is_named(
         ("command-r", "smollm"),  # the same rule under another name
         ("llama-bpe", "llama-bpe"),
         ("qwen2", "qwen2"),
+        ("llama-spm", "default"),  # SentencePiece: the name of a rule means nothing
+        ("phi-3", "default"),
     ],
 )
 def test_reference_vectors(vocabulary: str, pre: str, tmp_path: Path) -> None:
