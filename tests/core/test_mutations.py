@@ -1,0 +1,223 @@
+"""Mutation test: small wrong changes to the core's sources, each of which the checks must catch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from core_build import COMPILER, REPOSITORY, build_objects, compile_object, link_package
+
+FLAGS = ["-O1"]
+
+# (file, what is written there, what is put in its place)
+MUTATIONS = {
+    "block: ratio not capped": (
+        "verify.cpp",
+        "std::min(mass * target / draft, 1.0)",
+        "mass * target / draft",
+    ),
+    "block: pass without the excess": (
+        "verify.cpp",
+        "pass = rest > 0 ? excess / rest : 1.0;",
+        "pass = mass;",
+    ),
+    "block: residual of mass 1": (
+        "verify.cpp",
+        "sample_excess(accepted_mass, row,",
+        "sample_excess(1.0, row,",
+    ),
+    "block: mass of the last prefix tried": (
+        "verify.cpp",
+        "sample_excess(accepted_mass, row,",
+        "sample_excess(mass, row,",
+    ),
+    "block: excess of the row before": (
+        "verify.cpp",
+        "excess_mass(mass, p.row(i), drafts.q[i])",
+        "excess_mass(mass, p.row(i - 1), drafts.q[i - 1])",
+    ),
+    "block: p and q swapped": (
+        "verify.cpp",
+        "std::min(mass * target / draft, 1.0)",
+        "std::min(mass * draft / std::max(target, 1e-9), 1.0)",
+    ),
+    "block: first prefix decides": (
+        "verify.cpp",
+        "      accepted_mass = mass;\n    }",
+        "      accepted_mass = mass;\n    } else { break; }",
+    ),
+    "block: one accept noise for all drafts": (
+        "verify.cpp",
+        "noise.uniform(Purpose::accept, static_cast<std::uint32_t>(i - 1)) < pass",
+        "noise.uniform(Purpose::accept, 0) < pass",
+    ),
+    "token: p and q swapped": ("verify.cpp", "if (u * draft < target)", "if (u * target < draft)"),
+    "token: residual is p": (
+        "verify.cpp",
+        "return {i, sample_excess(1.0, p.row(i), drafts.q[i], v, scratch)};",
+        "return {i, p.row(i).sample(v)};",
+    ),
+    "token: residual of the first row": (
+        "verify.cpp",
+        "return {i, sample_excess(1.0, p.row(i), drafts.q[i], v, scratch)};",
+        "return {i, sample_excess(1.0, p.row(0), drafts.q[0], v, scratch)};",
+    ),
+    "token: one accept noise for all drafts": (
+        "verify.cpp",
+        "noise.uniform(Purpose::accept, static_cast<std::uint32_t>(i));",
+        "noise.uniform(Purpose::accept, 0);",
+    ),
+    "token: residual from the noise that rejected": (
+        "verify.cpp",
+        "noise.uniform(Purpose::next, static_cast<std::uint32_t>(i));",
+        "u;",
+    ),
+    "token: last row off by one": (
+        "verify.cpp",
+        "return {drafts.k, p.row(drafts.k).sample(v)};",
+        "return {drafts.k, p.row(drafts.k - 1).sample(v)};",
+    ),
+    "coupled: position does not move": (
+        "verify.cpp",
+        "noise.position + static_cast<std::uint64_t>(accepted)",
+        "noise.position",
+    ),
+    "coupled: row off by one": (
+        "verify.cpp",
+        "p.row(accepted).race(",
+        "p.row(accepted > 0 ? accepted - 1 : 0).race(",
+    ),
+    "greedy: accepts the first draft unseen": (
+        "verify.cpp",
+        "|| next != drafts.tokens[accepted]) return {accepted, next};\n    ++accepted;\n  }\n}\n\n"
+        "Verdict verify_token",
+        "|| (accepted > 0 && next != drafts.tokens[accepted])) return {accepted, next};\n"
+        "    ++accepted;\n  }\n}\n\nVerdict verify_token",
+    ),
+    "excess: the mass is forgotten": (
+        "distribution.cpp",
+        "const auto p_scale = static_cast<float>(mass / p.total());",
+        "const auto p_scale = static_cast<float>(1.0 / p.total());",
+    ),
+    "excess: all of q is common": (
+        "distribution.cpp",
+        "return std::max(mass - common, 0.0);",
+        "return std::max(mass - 0.9 * common, 0.0);",
+    ),
+    "race: weights do not count": (
+        "distribution.cpp",
+        "kernels::ratios(weights_ + begin, count, arrival);",
+        "for (std::int32_t i = 0; i < count; ++i) arrival[i] = (weights_[begin + i] > 0) / "
+        "arrival[i];",
+    ),
+    "race: another noise where the ids are listed": (
+        "kernels.cpp",
+        "w.word[id / 8 % 4]",
+        "w.word[(id / 8 + 1) % 4]",
+    ),
+    "sampler: penalties see no draft": (
+        "engine.cpp",
+        "if (made_ > 0) engine_.sampler_.see(engine_.proposal_.tokens()[made_ - 1]);",
+        "",
+    ),
+    "engine: one column too many is kept": (
+        "engine.cpp",
+        "if (drafter_) drafter_->rollback(length - 1);",
+        "if (drafter_) drafter_->rollback(length);",
+    ),
+    "engine: one column too many is committed": (
+        "engine.cpp",
+        "target_->cache().commit(length - 1 - target_->cache().length());",
+        "target_->cache().commit(length - target_->cache().length());",
+    ),
+    "engine: rounds share their noise": (
+        "engine.cpp",
+        "const RoundNoise noise{options_.sampling.seed, "
+        "static_cast<std::uint64_t>(sequence_.length())};\n  return",
+        "const RoundNoise noise{options_.sampling.seed, 0};\n  return",
+    ),
+}
+
+# Exits with 1 where a check fails. One smaller draw of every case, and a few streams.
+CHECK = """
+import sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from specdec import _core
+from rules import cases, check, core_draw, core_verifier
+from toy import Toy, near, plain_text, random_table, run_stream, stream_options
+
+def fail(what):
+    print("caught by", what)
+    sys.exit(1)
+
+table = random_table(21, 12)
+head = [0, 2, 3, 5, 8, 9, 11]
+penalties = dict(repetition_penalty=1.2, presence_penalty=0.8)
+for temperature in (0.0, 1.0):
+    for extra in ({{}}, penalties):
+        options = stream_options(
+            rule="coupled", seed=2, temperature=temperature, max_tokens=200, **extra
+        )
+        plain = plain_text(table, [1, 2], options)
+        for drafter in (Toy(near(table, 1)), Toy(near(table, 1)[:, :, head], head_ids=head)):
+            engine = _core.Engine(Toy(table).decoder, _core.ModelDrafter(drafter.decoder))
+            engine.set_draft_length(5)
+            if run_stream(engine, [1, 2], options) != plain:
+                fail("equality with plain decoding")
+            drafted, accepted = engine.totals.drafted_at[0], engine.totals.accepted_at[0]
+            # Else the text may be right and the drafts wasted.
+            least = 0.5 if drafter.logits.shape[1] == 12 else 0.2
+            if temperature and accepted < least * drafted:
+                fail(f"acceptance: {{accepted}} of {{drafted}}")
+for rule in ("token", "block", "coupled"):
+    for number, case in enumerate(cases()):
+        outcome = check(
+            case, core_verifier(_core, rule), core_draw(_core, rule, 1), 15_000, number + 1
+        )
+        if min(outcome.p_values.values()) < 1e-5:
+            fail(f"{{rule}}, {{case.name}}: {{outcome.p_values}}")
+"""
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return build_objects(REPOSITORY / "csrc", tmp_path_factory.mktemp("objects"), FLAGS)
+
+
+def checks_pass(objects: dict[str, Path], folder: Path) -> bool:
+    link_package(list(objects.values()), folder)
+    script = folder / "check.py"
+    script.write_text(CHECK.format(tests=str(Path(__file__).parent)))
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=folder, timeout=300, capture_output=True, text=True
+    )
+    print(done.stdout, done.stderr[-600:])
+    return done.returncode == 0
+
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler"),
+]
+
+
+def test_the_core_as_it_is_passes(objects: dict[str, Path], tmp_path: Path) -> None:
+    assert checks_pass(objects, tmp_path)
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutant_is_caught(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
+    file, before, after = MUTATIONS[name]
+    sources = tmp_path / "csrc"
+    shutil.copytree(REPOSITORY / "csrc", sources)
+    text = (sources / file).read_text()
+    assert text.count(before) == 1, f"{file} has changed: write this mutation anew"
+    (sources / file).write_text(text.replace(before, after))
+    mutant = dict(objects)
+    mutant[file] = tmp_path / "mutant.o"
+    compile_object(sources / file, mutant[file], FLAGS)
+    assert not checks_pass(mutant, tmp_path)
