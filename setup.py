@@ -46,12 +46,14 @@ setup(
         "specdec.benchmark",
         "specdec.cli",
         "specdec.convert",
+        "specdec.convert.chat_templates",
         "specdec.recipes",
     ],
     package_dir={"specdec.recipes": "models"},
     package_data={
         "specdec": ["py.typed", "_core.pyi"],
         "specdec.benchmark": ["prompts.json"],
+        "specdec.convert.chat_templates": ["*.jinja"],
         "specdec.recipes": ["*/recipe.json", "*/*.gguf"],
     },
     ext_modules=[

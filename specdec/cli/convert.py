@@ -9,7 +9,7 @@ import typer
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A GGUF checkpoint.")],
+    source: Annotated[Path, typer.Argument(help="A GGUF file or a Hugging Face folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
     layout: Annotated[
         str | None,
@@ -22,6 +22,13 @@ def convert(
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="The model's name.", show_default="the folder's")
+    ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="A Jinja file, or the name of a template that comes with specdec: llama-2.",
+            show_default="the checkpoint's own",
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a model folder that is there already.")
@@ -38,6 +45,7 @@ def convert(
             layout=layout,
             name=name,
             target_source=target_source,
+            chat_template=chat_template,
             replace=replace,
             progress=progress,
         )

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from specdec.convert.chat_templates import load_template
 from specdec.convert.checkpoint import ModelSource
 from specdec.convert.cpu_graph import GRAPH_FILE, write_cpu_graph
 from specdec.convert.gguf_checkpoint import GgufCheckpoint
 from specdec.convert.huggingface_checkpoint import HuggingfaceCheckpoint
 from specdec.convert.layouts import DEFAULT_DRAFTER_LAYOUT, DEFAULT_LAYOUT, LAYOUTS
+from specdec.convert.tokenizer_files import write_chat_template
 from specdec.errors import InvalidInputError
 from specdec.model_folder import create_model_folder, write_manifest
 
@@ -29,6 +31,7 @@ def convert(
     name: str | None = None,
     target_source: Path | None = None,
     sampling: dict[str, Any] | None = None,
+    chat_template: str | None = None,
     replace: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> Path:
@@ -38,8 +41,9 @@ def convert(
     ``layout`` is one of ``LAYOUTS``; None takes the default for a target or a drafter. ``name`` is
     the model's name (None: the folder's). A drafter's checkpoint needs ``target_source``, its
     target's GGUF file. ``sampling`` holds the model's recommended sampling parameters (None: what
-    the checkpoint says of them). ``replace`` allows an existing folder to be replaced. ``progress``
-    is called with a stage and the fraction of it that is done.
+    the checkpoint says of them). ``chat_template`` is the name of a template that comes with
+    specdec, or a file (None: the checkpoint's own). ``replace`` allows an existing folder to be
+    replaced. ``progress`` is called with a stage and the fraction of it that is done.
 
     Raises CheckpointError for a checkpoint that cannot be converted, ModelFolderError for a
     destination that cannot be written. Either way nothing is left behind.
@@ -48,6 +52,7 @@ def convert(
     if layout is not None and layout not in LAYOUTS:
         raise InvalidInputError(f"no layout '{layout}': choose one of {', '.join(LAYOUTS)}")
     report("checking", 0.0)
+    template = None if chat_template is None else load_template(chat_template)
     checkpoint = _open(source, target_source)
     layout = layout or (DEFAULT_DRAFTER_LAYOUT if checkpoint.is_drafter else DEFAULT_LAYOUT)
     name = name or destination.name
@@ -64,6 +69,8 @@ def convert(
     report("checking", 1.0)
     with create_model_folder(destination, replace=replace) as folder:
         manifest["tokenizer"] = checkpoint.write_tokenizer(folder)
+        if template is not None:
+            manifest["tokenizer"]["chat_template"] = write_chat_template(template, folder)
         if checkpoint.head_ids is not None:
             np.save(folder / HEAD_IDS_FILE, checkpoint.head_ids.astype(np.int32))
         write_cpu_graph(

@@ -116,9 +116,8 @@ class HuggingfaceTokenizer:
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
         template = self._options.get("chat_template")
         if isinstance(template, list):  # several, each with a name
-            template = {entry.get("name"): entry.get("template") for entry in template}.get(
-                "default"
-            )
+            named = [entry for entry in template if isinstance(entry, dict)]
+            template = {e.get("name"): e.get("template") for e in named}.get("default")
         if template is not None and not isinstance(template, str):
             raise CheckpointError(f"{self._folder}: its chat template is not a text")
         return template

@@ -57,19 +57,25 @@ def write_tokenizer_files(
         if added.special and added.content in END_TOKENS
     }
     tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-    if chat_template is not None:
-        (folder / CHAT_TEMPLATE_FILE).write_text(chat_template, encoding="utf-8", newline="")
     return {
         "file": TOKENIZER_FILE,
         "kind": kind,
         "leading_space": leading_space,
-        "chat_template": None if chat_template is None else CHAT_TEMPLATE_FILE,
+        "chat_template": None
+        if chat_template is None
+        else write_chat_template(chat_template, folder),
         "bos_id": bos,
         "eos_id": eos,
         "stop_ids": sorted(stop_ids),
         "add_bos": bos is not None and add_bos,
         "vocabulary_sha256": vocabulary_sha256(tokens),
     }
+
+
+def write_chat_template(template: str, folder: Path) -> str:
+    """Writes the template and returns the name of its file."""
+    (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="")
+    return CHAT_TEMPLATE_FILE
 
 
 def vocabulary_sha256(tokens: Sequence[str]) -> str:
