@@ -19,7 +19,7 @@ from typing import IO
 
 from specdec.errors import PullError
 from specdec.file_lock import file_lock
-from specdec.recipe import Recipe, Source, Wheel
+from specdec.recipe import Recipe, Source, UserSource, Wheel
 
 Progress = Callable[[str, float], None]
 
@@ -35,6 +35,8 @@ def checkpoint(recipe: Recipe, downloads: Path, progress: Progress) -> Iterator[
         PullError: It cannot be fetched, or it is not the file that the recipe names.
     """
     source = recipe.source
+    if isinstance(source, UserSource):
+        raise PullError(f"the checkpoint of {recipe.name} cannot be fetched: get {source.folder}")
     if source.wheel is None:
         with resources.as_file(recipe.folder.joinpath(source.file)) as path:
             if (problem := _problem(path, source)) is not None:

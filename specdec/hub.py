@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from specdec.checkpoint_source import Progress, checkpoint
 from specdec.errors import ModelFolderError, PullError
 from specdec.file_lock import file_lock
 from specdec.model_folder import MANIFEST, ModelFolder
-from specdec.recipe import Recipe, known_models, load_recipe
+from specdec.recipe import Recipe, UserSource, known_models, load_recipe
 
-__all__ = ["known_models", "models_home", "pull", "resolve"]
+__all__ = ["is_at_hand", "known_models", "models_home", "pull", "resolve"]
 
 
 def models_home() -> Path:
@@ -44,12 +46,15 @@ def pull(name: str, *, progress: Progress | None = None, replace: bool = False) 
         The model folder.
 
     Raises:
-        PullError: Unknown name, or a checkpoint that cannot be had or is not the right one.
+        PullError: Unknown name, or a checkpoint that cannot be had or is not the right one; for a
+            model whose licence its users accept themselves, what to get and to run.
         CheckpointError, ModelFolderError: From the conversion.
     """
     report = progress or (lambda stage, fraction: None)
     recipe = load_recipe(name)
     destination = _folder_of(name)
+    if isinstance(recipe.source, UserSource):
+        return _brought_by_user(recipe, recipe.source, replace=replace)
     if not replace and _is_current(destination, recipe):
         return destination
     waiting = f"waiting for another process to make {name}"
@@ -90,10 +95,18 @@ def resolve(name_or_folder: str | os.PathLike[str], *, progress: Progress | None
         return own
     recipe = load_recipe(name)
     destination = _folder_of(name)
+    if isinstance(recipe.source, UserSource):
+        return _brought_by_user(recipe, recipe.source)
     # The whole content is checked when the folder is opened; here it is enough to know the model.
     if _open_made_from(recipe, destination, verify=False):
         return destination
     return pull(name, progress=progress or _StageLines(name))
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether ``resolve`` gives a known model without its user having to fetch anything."""
+    fetched = not isinstance(load_recipe(name).source, UserSource)
+    return fetched or (_folder_of(name) / MANIFEST).is_file()
 
 
 def _own_folder(name: str) -> Path | None:
@@ -125,6 +138,29 @@ def _make(recipe: Recipe, destination: Path, report: Progress) -> None:
         )
 
 
+def _brought_by_user(recipe: Recipe, source: UserSource, *, replace: bool = False) -> Path:
+    """The folder that the user converted a model to, or an error that says how to get there."""
+    folder = _folder_of(recipe.name)
+    if replace or not (folder / MANIFEST).is_file():
+        command = ["specdec", "convert", "FOLDER", "-o", str(folder), "--name", recipe.name]
+        if source.chat_template is not None:
+            command += ["--chat-template", source.chat_template]
+        if replace:
+            command.append("--replace")
+        raise PullError(
+            f"{recipe.name} is yours to bring ({recipe.license}): get {source.folder}, then run: "
+            f"{shlex.join(command)}"
+        )
+    config = asdict(ModelFolder.open(folder, verify=False).config)
+    for name, size in source.shape.items():
+        if config.get(name) != size:
+            raise ModelFolderError(
+                f"{folder}: not {recipe.name}: its {name} is {config.get(name)} instead of {size}; "
+                "convert the right checkpoint"
+            )
+    return folder
+
+
 def _is_current(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder is intact and is what ``pull`` would make now."""
     if not (folder / MANIFEST).is_file():
@@ -142,11 +178,15 @@ def _open_made_from(recipe: Recipe, folder: Path, *, verify: bool) -> ModelFolde
         model = ModelFolder.open(folder, verify=verify)
     except ModelFolderError:
         return None
-    wanted = {"sha256": recipe.source.sha256}
+    wanted = {"sha256": _sha256_of(recipe)}
     if recipe.target is not None:
-        wanted["target_sha256"] = load_recipe(recipe.target).source.sha256
+        wanted["target_sha256"] = _sha256_of(load_recipe(recipe.target))
     same_source = wanted.items() <= model.source.items()
     return model if same_source and model.sampling == dict(recipe.sampling) else None
+
+
+def _sha256_of(recipe: Recipe) -> str | None:
+    return None if isinstance(recipe.source, UserSource) else recipe.source.sha256
 
 
 def _folder_of(name: str) -> Path:

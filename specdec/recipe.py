@@ -37,6 +37,18 @@ class Source:
 
 
 @dataclass(frozen=True)
+class UserSource:
+    """A Hugging Face folder that users get themselves, because its licence is theirs to accept."""
+
+    folder: str
+    """What to get, for people."""
+    chat_template: str | None
+    """The name of the template to convert it with, where the folder has none."""
+    shape: Mapping[str, Any]
+    """Sizes by which the model is recognised: fields of a model folder's configuration."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How to make one model folder."""
 
@@ -44,7 +56,7 @@ class Recipe:
     description: str
     license: str
     role: str
-    source: Source
+    source: Source | UserSource
     folder: Traversable
     target: str | None = None
     """A drafter's target, whose checkpoint its conversion needs."""
@@ -82,7 +94,25 @@ def _recipes_root() -> Traversable:
 
 
 def _parse(document: Any, folder: Traversable) -> Recipe:
-    source = _get(document, "source", dict)
+    return Recipe(
+        name=_get(document, "name", str),
+        description=document.get("description", ""),
+        license=document.get("license", ""),
+        role=_get(document, "role", str),
+        source=_parse_source(_get(document, "source", dict)),
+        folder=folder,
+        target=_get(document, "target", str) if "target" in document else None,
+        sampling=_get(document, "sampling", dict) if "sampling" in document else {},
+    )
+
+
+def _parse_source(source: Mapping[str, Any]) -> Source | UserSource:
+    if "huggingface_folder" in source:
+        return UserSource(
+            folder=_get(source, "huggingface_folder", str),
+            chat_template=_get(source, "chat_template", str) if "chat_template" in source else None,
+            shape=_get(source, "shape", dict),
+        )
     wheel = None
     if "pypi" in source:
         wheel = Wheel(
@@ -90,20 +120,11 @@ def _parse(document: Any, folder: Traversable) -> Recipe:
             sha256=_get(source, "wheel_sha256", str),
             bytes=_get(source, "wheel_bytes", int),
         )
-    return Recipe(
-        name=_get(document, "name", str),
-        description=document.get("description", ""),
-        license=document.get("license", ""),
-        role=_get(document, "role", str),
-        source=Source(
-            file=_get(source, "file", str),
-            sha256=_get(source, "sha256", str),
-            bytes=_get(source, "bytes", int),
-            wheel=wheel,
-        ),
-        folder=folder,
-        target=_get(document, "target", str) if "target" in document else None,
-        sampling=_get(document, "sampling", dict) if "sampling" in document else {},
+    return Source(
+        file=_get(source, "file", str),
+        sha256=_get(source, "sha256", str),
+        bytes=_get(source, "bytes", int),
+        wheel=wheel,
     )
 
 

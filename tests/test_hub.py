@@ -9,6 +9,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import specdec.convert
 from specdec import hub, recipe
 from specdec.errors import ModelFolderError, PullError
 from specdec.file_lock import file_lock
-from specdec.model_folder import ModelFolder, create_model_folder, write_manifest
+from specdec.model_folder import ModelConfig, ModelFolder, create_model_folder, write_manifest
 from tests.test_model_folder import MANIFEST
 
 CHECKPOINT = b"GGUF" + bytes(1000)
@@ -415,7 +416,9 @@ def test_the_packed_recipes_are_complete() -> None:
         assert entry.name == name
         assert entry.role in ("target", "drafter")
         assert (entry.target in names) == (entry.role == "drafter")
-        if entry.source.wheel is None:
+        if isinstance(entry.source, recipe.UserSource):
+            assert set(entry.source.shape) <= {field.name for field in fields(ModelConfig)}
+        elif entry.source.wheel is None:
             assert entry.folder.joinpath(entry.source.file).is_file()
 
 
@@ -436,3 +439,61 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     with file_lock(lock, on_wait=holder.kill):  # comes here only because the holder died
         assert holder.wait() != 0
     holder.stdout.close()
+
+
+GUARDED = {
+    "name": "guarded",
+    "license": "Their Licence",
+    "role": "target",
+    "source": {
+        "huggingface_folder": "their/model from Hugging Face",
+        "chat_template": "llama-2",
+        "shape": {"layers": 2, "hidden": 64},
+    },
+}
+
+
+def test_a_model_that_users_fetch_themselves(world: World) -> None:
+    world.write_recipe(GUARDED)
+    folder = world.home / "models" / "guarded"
+    for ask in (hub.pull, hub.resolve):
+        with pytest.raises(PullError) as caught:
+            ask("guarded")
+        assert str(caught.value) == (
+            "guarded is yours to bring (Their Licence): get their/model from Hugging Face, then "
+            f"run: specdec convert FOLDER -o {folder} --name guarded --chat-template llama-2"
+        )
+    assert not hub.is_at_hand("guarded")
+    assert not world.home.exists()
+    with create_model_folder(folder) as path:
+        (path / "graph.onnx").touch()
+        (path / "tokenizer.json").touch()
+        write_manifest(path, MANIFEST)
+    assert hub.pull("guarded") == hub.resolve("guarded") == folder
+    assert hub.is_at_hand("guarded")
+    with pytest.raises(PullError, match=r"--chat-template llama-2 --replace$"):
+        hub.pull("guarded", replace=True)
+    assert hub.is_at_hand("tiny")
+    assert world.conversions == []
+
+
+def test_another_model_under_a_known_name_is_refused(world: World) -> None:
+    world.write_recipe(GUARDED)
+    folder = world.home / "models" / "guarded"
+    with create_model_folder(folder) as path:
+        (path / "graph.onnx").touch()
+        (path / "tokenizer.json").touch()
+        config = MANIFEST["config"] | {"layers": 3}
+        write_manifest(path, MANIFEST | {"config": config})
+    with pytest.raises(ModelFolderError, match="not guarded: its layers is 3 instead of 2"):
+        hub.resolve("guarded")
+
+
+def test_what_needs_a_checkpoint_that_users_fetch_says_so(world: World) -> None:
+    world.write_recipe(GUARDED)
+    world.write_recipe(
+        json.loads((world.recipes / "tiny-drafter" / "recipe.json").read_text())
+        | {"target": "guarded"}
+    )
+    with pytest.raises(PullError, match="the checkpoint of guarded cannot be fetched: get their/"):
+        hub.pull("tiny-drafter")

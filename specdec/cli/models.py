@@ -64,9 +64,10 @@ def load_model(name_or_folder: str, threads: int | None = None) -> Model:
 
 def known_drafter(model: str) -> str | None:
     """The name of a drafter that was made for a known model."""
+    from specdec.hub import is_at_hand
     from specdec.recipe import known_models, load_recipe
 
     for name in known_models():
-        if load_recipe(name).target == model:
+        if load_recipe(name).target == model and is_at_hand(name):
             return name
     return None

@@ -165,3 +165,11 @@ def test_damaged_model_folder(cli: Any, tiny_target: Path, tmp_path: Path) -> No
 def test_known_drafter_of_the_default_model() -> None:
     assert known_drafter("smollm2-135m") == "smollm2-135m-drafter"
     assert known_drafter("smollm2-135m-drafter") is None
+
+
+def test_a_drafter_that_users_fetch_is_known_once_it_is_there(specdec_home: Path) -> None:
+    assert known_drafter("llama-2-7b-chat") is None
+    folder = specdec_home / "models" / "llama-2-chat-drafter-115m"
+    folder.mkdir(parents=True)
+    (folder / "model.json").touch()
+    assert known_drafter("llama-2-7b-chat") == "llama-2-chat-drafter-115m"
