@@ -11,13 +11,15 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import specdec.session
 from specdec import (
@@ -288,6 +290,61 @@ def test_greedy_acceptance_does_not_sample(target: Model) -> None:
     assert generator.generate(PROMPT, GREEDY).tokens
     with pytest.raises(InvalidInputError, match="acceptance 'greedy' is for temperature 0"):
         generator.stream(PROMPT, SAMPLED)
+
+
+# Few tokens are allowed, so that every text can be counted; the drafter's head lacks 102 and 105.
+ALLOWED = (100, 101, 102, 105)
+
+
+def text_probabilities(
+    target: Model, prompt: list[int], length: int, temperature: float
+) -> dict[tuple[int, ...], float]:
+    """The target's probability of each text of ``length`` allowed tokens."""
+    decoder = target.new_decoder(capacity=64, max_logit_rows=length)
+    decoder.forward(prompt[:-1], 1)
+    decoder.commit(len(prompt) - 1)
+    probabilities = {}
+    for text in product(ALLOWED, repeat=length):
+        rows = decoder.forward([prompt[-1], *text[:-1]], length)[:, ALLOWED]
+        weights = np.exp((rows - rows.max(axis=1, keepdims=True)).astype(float) / temperature)
+        weights /= weights.sum(axis=1, keepdims=True)
+        chosen = [ALLOWED.index(token) for token in text]
+        probabilities[text] = float(np.prod(weights[range(length), chosen]))
+    return probabilities
+
+
+def check_distribution(target: Model, drafter: Model, acceptance: str, draws: int) -> None:
+    length, temperature = 3, 6.0
+    prompt = target.tokenizer.encode("the dog")
+    expected = text_probabilities(target, prompt, length, temperature)
+    bias = {token: -np.inf for token in range(300) if token not in ALLOWED}
+    params = SamplingParams(
+        temperature=temperature, max_tokens=length, ignore_eos=True, logit_bias=bias
+    )
+    generator = Generator(target, drafter, acceptance=acceptance, draft_length=2)
+    counts = Counter(generator.generate(prompt, params, seed=i).tokens for i in range(draws))
+    assert set(counts) <= set(expected)
+    common = [text for text, p in expected.items() if p * draws >= 5]
+    observed = np.array([counts[text] for text in common] + [0.0])
+    wanted = np.array([expected[text] * draws for text in common] + [0.0])
+    observed[-1], wanted[-1] = draws - observed.sum(), draws - wanted.sum()
+    if wanted[-1] < 5:
+        observed, wanted = observed[:-1], wanted[:-1] * observed[:-1].sum() / wanted[:-1].sum()
+    assert len(wanted) > 8
+    assert scipy.stats.chisquare(observed, wanted).pvalue > 0.001
+
+
+@pytest.mark.parametrize("acceptance", ["token", "block", "coupled"])
+def test_sampled_text_follows_the_target(target: Model, drafter: Model, acceptance: str) -> None:
+    check_distribution(target, drafter, acceptance, draws=400)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("acceptance", ["token", "block", "coupled"])
+def test_sampled_text_follows_the_target_closely(
+    target: Model, drafter: Model, acceptance: str
+) -> None:
+    check_distribution(target, drafter, acceptance, draws=30_000)
 
 
 # Draft length
