@@ -177,7 +177,7 @@ def check_widths(model: Model, pasts: Sequence[int], widths: Sequence[int]) -> N
     decoder = model.new_decoder(capacity=len(tokens) + 2, max_logit_rows=widths[-1])
     for past in pasts:
         decoder.truncate(0)
-        fill(decoder, tokens[:past], 2)
+        fill(decoder, tokens[:past], 128)
         for width in widths:
             logits = decoder.forward(tokens[past : past + width], width)
             np.testing.assert_array_equal(logits, expected[past : past + width])
@@ -276,9 +276,9 @@ def test_real_model(
 @pytest.mark.long
 def test_real_logits(smollm2: Path) -> None:
     model = Model.load(smollm2)
-    check_widths(model, (0, 1, 255, 1020), range(1, 34))
-    check_chunks(model, 400, (128, 2, 3, 7, 33, 65, 97, 127))
-    for width in range(2, 18):
+    check_widths(model, (0, 1, 255, 1020), (*range(1, 18), 25, 33))
+    check_chunks(model, 300, (128, 2, 7, 65, 127))
+    for width in (2, 5, 17):
         check_causality(model, 300, width)
 
 
