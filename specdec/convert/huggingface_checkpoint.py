@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,31 +82,10 @@ class HuggingfaceCheckpoint:
     def _check_tensors(self) -> None:
         """Every tensor is there, in the right shape, and none is left over."""
         architecture = self._architecture
-        expected: list[tuple[str, Tensor]] = [
-            (tensor.huggingface_name, tensor)
-            for tensor in (architecture.embedding, architecture.final_norm)
-        ]
-        if not self.config.tied_head:
-            expected.append((architecture.head.huggingface_name, architecture.head))
-        for layer in range(self.config.layers):
-            expected += [
-                (tensor.huggingface_name.format(layer=layer), tensor)
-                for tensor in architecture.layer.values()
-            ]
-        words = sizes(self.config)
-        for name, tensor in expected:
-            shape = tuple(words[word] for word in tensor.shape)
-            found = self._weights.tensors.get(name)
-            if found is None:
-                raise CheckpointError(
-                    f"{self.folder}: tensor '{name}' is missing: the checkpoint is incomplete"
-                )
-            if found.shape != shape:
-                raise CheckpointError(
-                    f"{found.file}: tensor '{name}' has shape {found.shape}, expected {shape}"
-                )
-            self._weights.check_type(name)
-        known = {name for name, _ in expected} | {architecture.head.huggingface_name}
+        known = {architecture.head.huggingface_name}
+        for name, tensor in self._expected_tensors():
+            self._check_tensor(name, tensor)
+            known.add(name)
         unknown = sorted(
             name for name in self._weights.tensors.keys() - known if not name.endswith(_DERIVED)
         )
@@ -114,3 +94,28 @@ class HuggingfaceCheckpoint:
                 f"{self.folder}: {len(unknown)} tensor(s) that '{self.architecture_name}' does not "
                 f"have, such as '{unknown[0]}': this variant is not supported"
             )
+
+    def _expected_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        architecture = self._architecture
+        ends = [architecture.embedding, architecture.final_norm]
+        if not self.config.tied_head:
+            ends.append(architecture.head)
+        for tensor in ends:
+            yield tensor.huggingface_name, tensor
+        for layer in range(self.config.layers):
+            for tensor in architecture.layer.values():
+                yield tensor.huggingface_name.format(layer=layer), tensor
+
+    def _check_tensor(self, name: str, tensor: Tensor) -> None:
+        words = sizes(self.config)
+        shape = tuple(words[word] for word in tensor.shape)
+        found = self._weights.tensors.get(name)
+        if found is None:
+            raise CheckpointError(
+                f"{self.folder}: tensor '{name}' is missing: the checkpoint is incomplete"
+            )
+        if found.shape != shape:
+            raise CheckpointError(
+                f"{found.file}: tensor '{name}' has shape {found.shape}, expected {shape}"
+            )
+        self._weights.check_type(name)

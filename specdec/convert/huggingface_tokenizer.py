@@ -57,7 +57,7 @@ class HuggingfaceTokenizer:
             tokens=self._tokens,
             bos=self._bos,
             eos=self._eos,
-            ends=[token for token in self._ends if token is None or token < len(self._tokens)],
+            ends=[token for token in self._ends if token in range(len(self._tokens))],
             add_bos=self._add_bos,
             chat_template=self._chat_template,
         )

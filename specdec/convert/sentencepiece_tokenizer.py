@@ -114,7 +114,8 @@ def read_sentencepiece(path: Path) -> tuple[Tokenizer, SentencePieces]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except DecodeError:
         model.Clear()
-    if not model.pieces:
+    # Text that is no UTF-8 comes as bytes.
+    if not model.pieces or not all(isinstance(piece.piece, str) for piece in model.pieces):
         raise CheckpointError(f"{path}: not a SentencePiece model, or damaged; fetch it again")
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise CheckpointError(
@@ -128,7 +129,11 @@ def read_sentencepiece(path: Path) -> tuple[Tokenizer, SentencePieces]:
     )
     tokenizer = build_tokenizer(vocabulary, str(path))
     # Models may rewrite characters or drop spaces before they cut a text; this one must not.
-    reference = SentencePieceProcessor(model_proto=content)
+    try:
+        reference = SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: refused by SentencePiece ({reason})") from error
     tokenizer.encode_special_tokens = True  # "<s>" in a text is text
     for text in _PROBES:
         if tokenizer.encode(text, add_special_tokens=False).ids != reference.encode(text):

@@ -178,6 +178,7 @@ def test_linear_and_newer_rotary_settings(tmp_path: Path) -> None:
         ({"rope_scaling": "linear"}, "the rotary scaling is 'linear', expected an object"),
         ({"hidden_size": 128, "head_dim": 16}, "expected (300, 128)"),
         ({"vocab_size": 301}, "has shape (300, 64), expected (301, 64)"),
+        ({"num_hidden_layers": 10**9}, "tensor 'model.layers.2.input_layernorm.weight' is missing"),
         ({"num_hidden_layers": 3}, "tensor 'model.layers.2.input_layernorm.weight' is missing"),
         ({"num_hidden_layers": 1}, "9 tensor(s) that 'llama' does not have"),
         ({"tie_word_embeddings": False}, "tensor 'lm_head.weight' is missing"),
