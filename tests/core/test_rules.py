@@ -150,7 +150,7 @@ def numpy_outcome(rule: str, name: str, **wrong: bool) -> Outcome:
         "coupled": numpy_rules.coupled_rule,
     }[rule]
     draw = numpy_rules.race_draw if rule == "coupled" else core_draw(_core, rule, SEED)
-    return check(CASES[name], make(rng, **wrong), draw, draws(100_000), SEED)
+    return check(CASES[name], make(rng, **wrong), draw, 100_000, SEED)
 
 
 @pytest.mark.parametrize("rule", SAMPLING_RULES)
