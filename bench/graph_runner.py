@@ -5,6 +5,7 @@ Knows the graph only, not the runtime around it: what the layout benchmarks meas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,13 @@ class GraphRunner:
         return self._bindings[key]
 
 
-def session_options(threads: int = 0, **entries: str) -> ort.SessionOptions:
+def session_options(
+    threads: int = 0, entries: Mapping[str, str] | None = None
+) -> ort.SessionOptions:
     """Options with ``threads`` (0: one per core) and configuration entries such as spinning."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    for name, value in entries.items():
+    for name, value in (entries or {}).items():
         options.add_session_config_entry(name, value)
     return options

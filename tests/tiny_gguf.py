@@ -198,7 +198,10 @@ def random_llama(
     kv_size = hidden // heads * kv_heads
 
     def linear(rows: int, columns: int) -> np.ndarray:
-        return (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+        values: np.ndarray = (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(
+            np.float32
+        )
+        return values
 
     def norm() -> np.ndarray:
         return rng.uniform(0.5, 1.5, hidden).astype(np.float32)

@@ -15,7 +15,7 @@ from specdec.convert.gguf_checkpoint import GgufCheckpoint
 from specdec.convert.huggingface_checkpoint import HuggingfaceCheckpoint
 from specdec.convert.layouts import DEFAULT_DRAFTER_LAYOUT, DEFAULT_LAYOUT, LAYOUTS
 from specdec.convert.tokenizer_files import write_chat_template
-from specdec.errors import InvalidInputError
+from specdec.errors import CheckpointError, InvalidInputError
 from specdec.model_folder import create_model_folder, write_manifest
 
 __all__ = ["DEFAULT_DRAFTER_LAYOUT", "DEFAULT_LAYOUT", "LAYOUTS", "convert"]
@@ -54,6 +54,8 @@ def convert(
     report("checking", 0.0)
     template = None if chat_template is None else load_template(chat_template)
     checkpoint = _open(source, target_source)
+    if problem := checkpoint.config.unsupported():
+        raise CheckpointError(f"{source}: it has {problem}, which is not supported")
     layout = layout or (DEFAULT_DRAFTER_LAYOUT if checkpoint.is_drafter else DEFAULT_LAYOUT)
     name = name or destination.name
     manifest: dict[str, Any] = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from specdec.convert.matrix import FloatArray, IndexArray, Matrix
+
+BLOCK = 32  # inputs that share a scale; rows of weights are whole blocks
+LONGEST_CONTEXT = 2**22  # beyond it, the tables of rotations would fill the memory
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,18 @@ class ModelConfig:
 
     def as_manifest(self) -> dict[str, Any]:
         return asdict(self)
+
+    def unsupported(self) -> str | None:
+        """What about this shape cannot be converted; None: nothing."""
+        sizes = {"hidden": self.hidden, "heads": self.heads * self.head_dim, "ffn": self.ffn}
+        for what, size in sizes.items():
+            if size < 1 or size % BLOCK:
+                return f"a {what} size of {size} (it must be a multiple of {BLOCK})"
+        if not 1 <= self.context <= LONGEST_CONTEXT:
+            return f"a context of {self.context} tokens (at most {LONGEST_CONTEXT})"
+        if not (0 < self.rope_theta < math.inf and 0 < self.norm_eps < 1):
+            return f"rope theta {self.rope_theta} with norm epsilon {self.norm_eps}"
+        return None
 
 
 class Checkpoint(Protocol):

@@ -22,7 +22,6 @@ from specdec.convert.external_data import ExternalData
 from specdec.convert.graph import MICROSOFT, Graph
 from specdec.convert.layouts import Layout
 from specdec.convert.matrix import FloatArray, Matrix, stack_rows
-from specdec.convert.nbits import BLOCK, encode8
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -55,7 +54,8 @@ class _Writer:
     def write(self, progress: Progress) -> None:
         layers = self.config.layers
         self._declare_inputs()
-        residual, update = self._embedding(), ""
+        matrix = self.checkpoint.matrix("embedding")
+        residual, update = self.layout.embedding(self.graph, "embedding", matrix), ""
         for layer in range(layers):
             progress((layer + 1) / (layers + 2))
             residual, update = self._layer(layer, residual, update)
@@ -81,26 +81,6 @@ class _Writer:
         cosine, sine = _rotary_tables(self.checkpoint)
         graph.initializer("rotary.cosine", cosine)
         graph.initializer("rotary.sine", sine)
-
-    def _embedding(self) -> str:
-        """[1, S, hidden]: one row of 8-bit codes per token, dequantised."""
-        graph = self.graph
-        codes, scales, zero_points = encode8(self.checkpoint.matrix("embedding"))
-        return graph.node(
-            "GatherBlockQuantized",
-            [
-                graph.initializer("embedding.codes", codes),
-                "tokens",
-                graph.initializer("embedding.scales", scales),
-                graph.initializer("embedding.zero_points", zero_points),
-            ],
-            "embedding",
-            domain=MICROSOFT,
-            bits=8,
-            block_size=BLOCK,
-            gather_axis=0,
-            quantize_axis=1,
-        )
 
     def _layer(self, layer: int, residual: str, update: str) -> tuple[str, str]:
         """Adds one layer; returns the residual stream and what is yet to be added to it."""

@@ -174,7 +174,9 @@ class _Cursor:
             element, count = self.number("I"), self.number("Q")
             if element in _SCALARS:
                 return list(self.numbers(_SCALARS[element], count))
-            return [self.value(element) for _ in range(count)]
+            if element == _STRING:
+                return [self.string() for _ in range(count)]
+            kind = element  # arrays of arrays, which no checkpoint has, are refused below
         if kind not in _SCALARS:
             raise CheckpointError(
                 f"{self.path}: unknown kind of value {kind} in the metadata at byte "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from specdec.convert.activation import Activation, Linear
+from specdec.convert.embedding import Embedding, block8_embedding, float32_embedding
 from specdec.convert.graph import Graph
 from specdec.convert.int8 import int8_rowwise, int8_split16
 from specdec.convert.matrix import Matrix
@@ -22,22 +23,23 @@ def float32(graph: Graph, name: str, x: Activation, matrix: Matrix) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """The kind of linear of each part of the model."""
+    """The kind of linear of each part of the model, and of the embedding."""
 
     qkv: Linear
     attention_output: Linear
     gate_up: Linear
     down: Linear
     head: Linear
+    embedding: Embedding = block8_embedding
 
 
-def _uniform(linear: Linear, head: Linear | None = None) -> Layout:
-    return Layout(linear, linear, linear, linear, head or linear)
+def _uniform(linear: Linear, *, head: Linear) -> Layout:
+    return Layout(linear, linear, linear, linear, head)
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "float32": _uniform(float32),
-    "nbits8": _uniform(nbits8),
+    "float32": replace(_uniform(float32, head=float32), embedding=float32_embedding),
+    "nbits8": _uniform(nbits8, head=nbits8),
     "nbits4": _uniform(nbits4, head=nbits8),
     "int8": _uniform(int8_rowwise, head=nbits8),
     "int8-split16": _uniform(int8_split16, head=nbits8),

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.convert.activation import Activation
+from specdec.convert.checkpoint import BLOCK
 from specdec.convert.graph import MICROSOFT, Graph
 from specdec.convert.matrix import BlockMatrix, CodeArray, FloatArray, Matrix
 
-BLOCK = 32
 _INT8_ACTIVATIONS = 4
 
 
@@ -71,7 +71,7 @@ def _widen4(matrix: BlockMatrix) -> tuple[CodeArray, FloatArray, CodeArray]:
     """Spreads 16 levels over 256: n steps per level, so that the scale stays exact (d / n).
 
     The minimum must be a whole number of steps; of n = 1..17 the one is taken that leaves the
-    least of it over.
+    least of it over. A block whose minimum is many times its range is rounded like a dense one.
     """
     scale = np.where(matrix.scales == 0, np.float32(1), matrix.scales)
     minimum = matrix.minima / scale
@@ -94,7 +94,13 @@ def _widen4(matrix: BlockMatrix) -> tuple[CodeArray, FloatArray, CodeArray]:
     codes[constant] = 1
     scales[constant] = matrix.minima[constant]
     zero_points[constant] = 0
-    return codes.reshape(matrix.shape), scales, zero_points.astype(np.uint8)
+    zero_points = zero_points.astype(np.uint8)
+    far = ~constant & (best > (np.abs(minimum) + 15) / 510)  # rounding anew is closer
+    if np.any(far):
+        values = matrix.dequantise().reshape(codes.shape)[far]
+        rounded, steps8, zeros8 = _round8(values)
+        codes[far], scales[far], zero_points[far] = rounded, steps8[:, 0], zeros8[:, 0]
+    return codes.reshape(matrix.shape), scales, zero_points
 
 
 def _round8(values: FloatArray) -> tuple[CodeArray, FloatArray, CodeArray]:

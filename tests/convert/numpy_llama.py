@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class NumpyLlama:
@@ -35,7 +35,8 @@ class NumpyLlama:
 
     def weights(self, name: str) -> Array:
         tensor = self.tensors[name]
-        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+        values: Array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+        return values
 
     def logits(self, tokens: list[int]) -> Array:
         """[S, vocabulary (or the trimmed head's size)] for ``tokens`` from position 0."""
@@ -47,7 +48,8 @@ class NumpyLlama:
         rows = self.weights(head)
         if "specdec.head_ids" in self.tensors:
             rows = rows[self.tensors["specdec.head_ids"].data]
-        return self._norm("output_norm.weight", x) @ rows.T
+        logits: Array = self._norm("output_norm.weight", x) @ rows.T
+        return logits
 
     def _attention(self, prefix: str, x: Array) -> Array:
         length = len(x)
@@ -64,7 +66,8 @@ class NumpyLlama:
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         scores /= scores.sum(-1, keepdims=True)
         mixed = np.einsum("hqk,khd->qhd", scores, value).reshape(length, -1)
-        return mixed @ self.weights(prefix + "attn_output.weight").T
+        output: Array = mixed @ self.weights(prefix + "attn_output.weight").T
+        return output
 
     def _rotate(self, x: Array) -> Array:
         half = x.shape[-1] // 2
@@ -79,7 +82,9 @@ class NumpyLlama:
         x = self._norm(prefix + "ffn_norm.weight", x)
         gate = x @ self.weights(prefix + "ffn_gate.weight").T
         up = x @ self.weights(prefix + "ffn_up.weight").T
-        return (gate / (1 + np.exp(-gate)) * up) @ self.weights(prefix + "ffn_down.weight").T
+        down: Array = (gate / (1 + np.exp(-gate)) * up) @ self.weights(prefix + "ffn_down.weight").T
+        return down
 
     def _norm(self, name: str, x: Array) -> Array:
-        return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + self.eps) * self.weights(name)
+        normalised: Array = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + self.eps)
+        return normalised * self.weights(name)

@@ -1,0 +1,42 @@
+"""Kinds of embedding: a table of one row per token, looked up by the input ``tokens``."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from specdec.convert.checkpoint import BLOCK
+from specdec.convert.graph import MICROSOFT, Graph
+from specdec.convert.matrix import Matrix
+from specdec.convert.nbits import encode8
+
+
+class Embedding(Protocol):
+    """Adds the rows of ``matrix`` that ``tokens`` names; returns float32 [1, S, hidden]."""
+
+    def __call__(self, graph: Graph, name: str, matrix: Matrix) -> str: ...
+
+
+def float32_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
+    """The dequantised rows as they are."""
+    table = graph.initializer(f"{name}.table", matrix.dequantise())
+    return graph.node("Gather", [table, "tokens"], name, axis=0)
+
+
+def block8_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
+    """8-bit codes, dequantised after the look-up; the codes are those of ``nbits8``."""
+    codes, scales, zero_points = encode8(matrix)
+    return graph.node(
+        "GatherBlockQuantized",
+        [
+            graph.initializer(f"{name}.codes", codes),
+            "tokens",
+            graph.initializer(f"{name}.scales", scales),
+            graph.initializer(f"{name}.zero_points", zero_points),
+        ],
+        name,
+        domain=MICROSOFT,
+        bits=8,
+        block_size=BLOCK,
+        gather_axis=0,
+        quantize_axis=1,
+    )
