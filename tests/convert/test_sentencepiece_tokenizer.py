@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ import pytest
 import tokenizers
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
+from specdec.convert.huggingface_tokenizer import HuggingfaceTokenizer
 from specdec.convert.sentencepiece_tokenizer import (
     BYTE,
     CONTROL,
@@ -31,6 +33,9 @@ from specdec.model_folder import TokenizerSection
 from specdec.text_stream import TextStream
 from specdec.tokenizer import Tokenizer
 from tests.tiny_huggingface import random_text, write_sentencepiece
+
+# A folder with ggml-vocab-*.gguf and their .inp / .out, as in llama.cpp's source (models/).
+VECTORS = os.environ.get("SPECDEC_TOKENIZER_VECTORS")
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and then the other dog thinks that this is it.",
@@ -271,6 +276,29 @@ def test_llama_2_is_the_file_that_is_published_with_it(llama2: Path) -> None:
         text = random_text(rng, rng.randint(0, 60))
         ids = theirs.encode(text, add_special_tokens=False).ids
         assert ours.encode(text, add_special_tokens=False).ids == ids
+
+
+@pytest.mark.long
+@pytest.mark.skipif(VECTORS is None, reason="SPECDEC_TOKENIZER_VECTORS is not set")
+@pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
+def test_llama_2_reference_vectors(file: str, llama2: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in (file, "tokenizer_config.json"):
+        shutil.copy(llama2 / name, source)
+    section = HuggingfaceTokenizer(source, {}, 32000).write(tmp_path)
+    tokenizer = Tokenizer(
+        tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")),
+        TokenizerSection(**section | {"stop_ids": tuple(section["stop_ids"])}),
+    )
+    assert (tokenizer.bos_id, tokenizer.stop_ids, tokenizer.add_bos) == (1, {2}, True)
+    path = Path(str(VECTORS)) / "ggml-vocab-llama-spm.gguf"
+    texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    expected = Path(f"{path}.out").read_text().split("\n")
+    assert len(texts) == 47
+    for text, ids in zip(texts, expected[:47], strict=True):
+        assert tokenizer.encode(text) == [int(token) for token in ids.split()], repr(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_the_numbers_of_the_kinds_are_sentencepieces_own() -> None:
