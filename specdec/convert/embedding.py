@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from specdec.convert.checkpoint import BLOCK
-from specdec.convert.graph import MICROSOFT, Graph
+from specdec.convert.graph import Graph
 from specdec.convert.matrix import Matrix
 from specdec.convert.nbits import encode8
 
@@ -25,18 +27,10 @@ def float32_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
 def block8_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
     """8-bit codes, dequantised after the look-up; the codes are those of ``nbits8``."""
     codes, scales, zero_points = encode8(matrix)
-    return graph.node(
-        "GatherBlockQuantized",
-        [
-            graph.initializer(f"{name}.codes", codes),
-            "tokens",
-            graph.initializer(f"{name}.scales", scales),
-            graph.initializer(f"{name}.zero_points", zero_points),
-        ],
-        name,
-        domain=MICROSOFT,
-        bits=8,
-        block_size=BLOCK,
-        gather_axis=0,
-        quantize_axis=1,
-    )
+
+    def rows(part: str, table: NDArray[Any]) -> str:
+        tables = graph.initializer(f"{name}.table.{part}", table)
+        return graph.node("Gather", [tables, "tokens"], f"{name}.{part}", axis=0)
+
+    found = [rows("codes", codes), rows("scales", scales), rows("zero_points", zero_points)]
+    return graph.node("DequantizeLinear", found, name, axis=-1, block_size=BLOCK)

@@ -48,4 +48,4 @@ LAYOUTS: Mapping[str, Layout] = {
 
 # The one place where the defaults are chosen; docs/layouts.md has the figures behind them.
 DEFAULT_LAYOUT = "nbits8"
-DEFAULT_DRAFTER_LAYOUT = "nbits4"
+DEFAULT_DRAFTER_LAYOUT = "nbits8"
