@@ -108,10 +108,10 @@ class GgufCheckpoint:
             raise self._damaged(f"{count['heads']} heads over {kv_heads} key/value heads")
         head_dim = self._number(keys["head_dim"], default=count["hidden"] // count["heads"])
         rotary = self._number(keys["rotary"], default=head_dim)
-        if rotary != head_dim or head_dim % 8:
+        if rotary != head_dim or head_dim % 16:
             raise CheckpointError(
                 f"{self.file.path}: heads of {head_dim} values of which {rotary} rotate are not "
-                "supported (all must rotate, in a multiple of 8)"
+                "supported (all must rotate, in a multiple of 16)"
             )
         scaling = self.file.fields.get(f"{self.architecture_name}.rope.scaling.type", "none")
         if scaling != "none":

@@ -63,9 +63,9 @@ class HuggingfaceConfig:
         if count["heads"] % kv_heads:
             raise self._error(f"{count['heads']} heads over {kv_heads} key/value heads cannot be")
         head_dim = self._count("head_dim", default=count["hidden"] // count["heads"])
-        if head_dim % 8:
+        if head_dim % 16:
             raise self._error(
-                f"heads of {head_dim} values are not supported (a multiple of 8 is needed)"
+                f"heads of {head_dim} values are not supported (a multiple of 16 is needed)"
             )
         tied = self._value("tied_head")
         if not isinstance(tied, bool | None):
