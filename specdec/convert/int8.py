@@ -84,11 +84,12 @@ def _product(graph: Graph, name: str, codes: str, matrix: Matrix, scale: float) 
 
 def _row_scale(graph: Graph, x: Activation, largest: int) -> str:
     """[1, S, 1]: the size of one step when a row's largest magnitude becomes ``largest``."""
-    magnitude = graph.node("Abs", [x.name], f"{x.name}.magnitude")
-    top = graph.node("ReduceMax", [magnitude, graph.constant([-1], np.int64)], f"{x.name}.top")
-    kept = graph.node("Max", [top, graph.constant(_TINY, np.float32)], f"{x.name}.top.positive")
+    name = f"{x.name}.row_scale.{largest}"
+    magnitude = graph.node("Abs", [x.name], f"{name}.magnitude")
+    top = graph.node("ReduceMax", [magnitude, graph.constant([-1], np.int64)], f"{name}.top")
+    kept = graph.node("Max", [top, graph.constant(_TINY, np.float32)], f"{name}.top.positive")
     step = graph.constant(1 / largest, np.float32)
-    return graph.node("Mul", [kept, step], f"{x.name}.row_scale")
+    return graph.node("Mul", [kept, step], name)
 
 
 def _codes8(graph: Graph, x: Activation, scale: str) -> str:

@@ -30,7 +30,7 @@ class DenseMatrix:
     def dequantise(self) -> FloatArray:
         return self.values
 
-    def take_rows(self, rows: IndexArray) -> DenseMatrix:
+    def take_rows(self, rows: IndexArray | slice) -> DenseMatrix:
         return DenseMatrix(self.values[rows])
 
 
@@ -58,7 +58,7 @@ class BlockMatrix:
         values += self.minima[..., None]
         return values.reshape(rows, columns)
 
-    def take_rows(self, rows: IndexArray) -> BlockMatrix:
+    def take_rows(self, rows: IndexArray | slice) -> BlockMatrix:
         return BlockMatrix(self.codes[rows], self.scales[rows], self.minima[rows], self.bits)
 
 

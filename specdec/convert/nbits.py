@@ -15,6 +15,7 @@ from specdec.convert.graph import MICROSOFT, Graph
 from specdec.convert.matrix import BlockMatrix, CodeArray, FloatArray, Matrix
 
 _INT8_ACTIVATIONS = 4
+_CHUNK = 4096  # rows that are encoded at a time, so that float copies of them stay small
 
 
 def nbits8(graph: Graph, name: str, x: Activation, matrix: Matrix) -> str:
@@ -58,6 +59,13 @@ def nbits4(graph: Graph, name: str, x: Activation, matrix: Matrix) -> str:
 
 def encode8(matrix: Matrix) -> tuple[CodeArray, FloatArray, CodeArray]:
     """``w = scale * (code - zero_point)``: codes [n, k], scales and zero points [n, k / 32]."""
+    starts = range(0, matrix.shape[0], _CHUNK)
+    chunks = [_encode8(matrix.take_rows(slice(start, start + _CHUNK))) for start in starts]
+    codes, scales, zero_points = zip(*chunks, strict=True)
+    return np.concatenate(codes), np.concatenate(scales), np.concatenate(zero_points)
+
+
+def _encode8(matrix: Matrix) -> tuple[CodeArray, FloatArray, CodeArray]:
     if not isinstance(matrix, BlockMatrix) or matrix.block != BLOCK:
         return _round8(matrix.dequantise())
     if matrix.bits == 8 and np.array_equal(matrix.minima, -128 * matrix.scales):
