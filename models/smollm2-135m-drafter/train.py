@@ -288,10 +288,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 15, 29])
     parser.add_argument("--head-size", type=int, default=8192)
     parser.add_argument("--head-sample", type=int, default=0, help="head rows of early steps")
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--warmup", type=int, default=20, help="optimizer steps")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=1280)
     parser.add_argument("--user-weight", type=float, default=0.3, help="loss weight of user turns")
     parser.add_argument("--hidden-weight", type=float, default=0.0, help="hidden-state regression")
     parser.add_argument(
