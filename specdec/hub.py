@@ -165,11 +165,11 @@ def _is_current(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder is intact and is what ``pull`` would make now."""
     if not (folder / MANIFEST).is_file():
         return False
-    from specdec.convert import DEFAULT_DRAFTER_LAYOUT, DEFAULT_LAYOUT
+    from specdec.convert import DEFAULT_DRAFTER_LAYOUT, DEFAULT_LAYOUT, GRAPH_VERSION
 
     model = _open_made_from(recipe, folder, verify=True)
     layout = DEFAULT_DRAFTER_LAYOUT if recipe.role == "drafter" else DEFAULT_LAYOUT
-    return model is not None and model.layout == layout
+    return model is not None and (model.layout, model.graph_version) == (layout, GRAPH_VERSION)
 
 
 def _open_made_from(recipe: Recipe, folder: Path, *, verify: bool) -> ModelFolder | None:

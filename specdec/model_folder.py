@@ -138,6 +138,11 @@ class ModelFolder:
         return self._value(self._section("graph"), "layout", str)
 
     @property
+    def graph_version(self) -> int:
+        """Version of the graph writer that made it; 0 where none is recorded."""
+        return self._optional(self._section("graph"), "version", int) or 0
+
+    @property
     def head_ids_path(self) -> Path | None:
         """int32 ``[head_size]``: the vocabulary id of each head row; None for a whole head."""
         if self.manifest.get("head_ids") is None:

@@ -126,7 +126,8 @@ class World:
         with create_model_folder(destination, replace=replace) as folder:
             (folder / "graph.onnx").write_bytes(b"graph")
             (folder / "tokenizer.json").write_text("{}")
-            graph = {"file": "graph.onnx", "backend": "cpu", "layout": layout}
+            version = specdec.convert.GRAPH_VERSION
+            graph = {"file": "graph.onnx", "backend": "cpu", "layout": layout, "version": version}
             changes = {"name": name, "source": origin, "sampling": sampling, "graph": graph}
             write_manifest(folder, MANIFEST | changes)
         return destination
@@ -220,6 +221,14 @@ def test_a_folder_in_another_layout_is_rebuilt(
     hub.pull("tiny")
     monkeypatch.setattr(specdec.convert, "DEFAULT_LAYOUT", "better")
     assert ModelFolder.open(hub.pull("tiny")).layout == "better"
+
+
+def test_a_folder_of_an_older_graph_writer_is_rebuilt(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.pull("tiny")
+    monkeypatch.setattr(specdec.convert, "GRAPH_VERSION", 1000)
+    assert ModelFolder.open(hub.pull("tiny")).graph_version == 1000
 
 
 def test_a_damaged_download_is_fetched_again(world: World) -> None:

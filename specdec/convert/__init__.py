@@ -10,7 +10,7 @@ import numpy as np
 
 from specdec.convert.chat_templates import load_template
 from specdec.convert.checkpoint import ModelSource
-from specdec.convert.cpu_graph import GRAPH_FILE, write_cpu_graph
+from specdec.convert.cpu_graph import GRAPH_FILE, GRAPH_VERSION, write_cpu_graph
 from specdec.convert.gguf_checkpoint import GgufCheckpoint
 from specdec.convert.huggingface_checkpoint import HuggingfaceCheckpoint
 from specdec.convert.layouts import DEFAULT_DRAFTER_LAYOUT, DEFAULT_LAYOUT, LAYOUTS
@@ -18,7 +18,7 @@ from specdec.convert.tokenizer_files import write_chat_template
 from specdec.errors import CheckpointError, InvalidInputError
 from specdec.model_folder import create_model_folder, write_manifest
 
-__all__ = ["DEFAULT_DRAFTER_LAYOUT", "DEFAULT_LAYOUT", "LAYOUTS", "convert"]
+__all__ = ["DEFAULT_DRAFTER_LAYOUT", "DEFAULT_LAYOUT", "GRAPH_VERSION", "LAYOUTS", "convert"]
 
 HEAD_IDS_FILE = "head_ids.npy"
 
@@ -63,7 +63,12 @@ def convert(
         "architecture": checkpoint.architecture_name,
         "role": "drafter" if checkpoint.is_drafter else "target",
         "config": _config_section(checkpoint),
-        "graph": {"file": GRAPH_FILE, "backend": "cpu", "layout": layout},
+        "graph": {
+            "file": GRAPH_FILE,
+            "backend": "cpu",
+            "layout": layout,
+            "version": GRAPH_VERSION,
+        },  # fmt: skip
         "head_ids": None if checkpoint.head_ids is None else HEAD_IDS_FILE,
         "sampling": checkpoint.sampling if sampling is None else sampling,
         "source": checkpoint.describe(),

@@ -25,6 +25,7 @@ from specdec.convert.matrix import FloatArray, Matrix, stack_rows
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
+GRAPH_VERSION = 1  # raise it with every change of what is written: pulled models are then rebuilt
 
 Progress = Callable[[float], None]
 
