@@ -68,7 +68,7 @@ def convert(
             "backend": "cpu",
             "layout": layout,
             "version": GRAPH_VERSION,
-        },  # fmt: skip
+        },
         "head_ids": None if checkpoint.head_ids is None else HEAD_IDS_FILE,
         "sampling": checkpoint.sampling if sampling is None else sampling,
         "source": checkpoint.describe(),
