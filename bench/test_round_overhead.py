@@ -95,7 +95,7 @@ SETTINGS: dict[str, tuple[str, dict[str, float], float]] = {
     "greedy": ("greedy", {"temperature": 0.0}, 150),
     "block": ("block", {}, 600),
     "token": ("token", {}, 600),
-    "coupled": ("coupled", {}, 2500),  # two races over the vocabulary for each draft
+    "coupled": ("coupled", {}, 600),
     "block-top_p": ("block", {"temperature": 0.8, "top_p": 0.95}, 1500),
     "block-top_k": ("block", {"temperature": 0.8, "top_k": 50}, 600),
     "block-min_p": ("block", {"temperature": 0.8, "min_p": 0.05}, 600),

@@ -118,12 +118,13 @@ py::tuple verify_batch(const std::string& rule_name, const Array<float>& p, cons
   std::int32_t* next_data = next.mutable_data();
   {
     const ReleasedGil released;
+    RaceNoise race;
     std::vector<float> scratch;
     for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
       ArrayRows target(p_data + i * (k + 1) * vocabulary, k + 1, vocabulary);
       const ArrayRows draft(q_data + i * k * vocabulary, k, vocabulary);
       const Verdict verdict = verify(rule, target, {token_data + i * k, draft.all(), k},
-                                     {seed_data[i], position}, scratch);
+                                     {seed_data[i], position}, race, scratch);
       accepted_data[i] = verdict.accepted;
       next_data[i] = verdict.next;
     }
@@ -141,8 +142,9 @@ py::array_t<std::int32_t> race_batch(const Array<float>& probs, const Array<std:
   const auto vocabulary = static_cast<std::int32_t>(probs.shape(1));
   py::array_t<std::int32_t> winners(n);
   ArrayRows rows(probs.data(), n, vocabulary);
+  RaceNoise race;
   for (std::int32_t i = 0; i < n; ++i) {
-    winners.mutable_data()[i] = rows.row(i).race(seeds.data()[i], position);
+    winners.mutable_data()[i] = rows.row(i).race({seeds.data()[i], position}, 0, race);
   }
   return winners;
 }

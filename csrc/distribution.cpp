@@ -107,24 +107,31 @@ std::int32_t Distribution::sample(double u) const {
   return id_at(index_at(weights_, size_, total_, u));
 }
 
-std::int32_t Distribution::race(std::uint64_t seed, std::uint64_t position) const {
-  float arrival[kBlock];
-  double best = -1;
-  std::int32_t winner = id_at(0);
+std::int32_t Distribution::race(const RoundNoise& noise, std::uint32_t offset,
+                                 RaceNoise& race) const {
+  if (ids_ == nullptr) {
+    float best = 0;
+    return std::max(kernels::race(weights_, race.row(noise, offset, size_), size_, best), 0);
+  }
+  // Of listed ids, the whole row of words is only worth making for many.
+  constexpr std::int32_t kFew = 1024;
+  const std::uint32_t* row =
+      size_ > kFew ? race.row(noise, offset, ids_[size_ - 1] + 1) : nullptr;
+  std::uint32_t words[kBlock];
+  float best = 0;
+  std::int32_t winner = 0;
   for (std::int32_t begin = 0; begin < size_; begin += kBlock) {
     const std::int32_t count = std::min(kBlock, size_ - begin);
-    kernels::exponentials(seed, position, ids_ == nullptr ? nullptr : ids_ + begin, begin, count,
-                          arrival);
-    // The greatest weight / E. The quotient stays in single precision for the vector loop; both
-    // racers compute it alike, so equal inputs give equal winners.
-    kernels::ratios(weights_ + begin, count, arrival);
-    const std::int32_t index = kernels::argmax(arrival, count);
-    if (arrival[index] > best) {
-      best = arrival[index];
-      winner = id_at(begin + index);
+    const std::int32_t* ids = ids_ + begin;
+    if (row == nullptr) {
+      RaceNoise::pick(noise, offset, ids, count, words);
+    } else {
+      for (std::int32_t i = 0; i < count; ++i) words[i] = row[ids[i]];
     }
+    const std::int32_t index = kernels::race(weights_ + begin, words, count, best);
+    if (index >= 0) winner = begin + index;
   }
-  return winner;
+  return ids_[winner];
 }
 
 double excess_mass(double mass, const Distribution& p, const Distribution& q) {

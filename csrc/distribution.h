@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "noise.h"
+#include "race_noise.h"
 
 namespace specdec {
 
@@ -49,8 +50,8 @@ class Distribution {
 
   // The winner of the exponential race, argmin over x of E(seed, position, x) / weight(x), which
   // is the Gumbel-max trick without its logarithm: distributed as this distribution, and the same
-  // noise for everyone who races at this seed and position.
-  std::int32_t race(std::uint64_t seed, std::uint64_t position) const;
+  // noise for everyone who races at this seed and position, noise.position + offset.
+  std::int32_t race(const RoundNoise& noise, std::uint32_t offset, RaceNoise& race) const;
 
  private:
   const float* weights_ = nullptr;

@@ -41,6 +41,7 @@ struct DraftRequest {
   std::int32_t k;
   Rule rule;
   RoundNoise noise;
+  RaceNoise& race;
 };
 
 // Proposes tokens that may follow the sequence.

@@ -134,7 +134,7 @@ void Engine::propose(std::int32_t k) {
   {
     Stopwatch watch(round_draft_seconds_);
     const RoundNoise noise{options_.sampling.seed, static_cast<std::uint64_t>(sequence_.length())};
-    drafter_->propose(sequence_, {k, options_.rule, noise}, sampler_, proposal_);
+    drafter_->propose(sequence_, {k, options_.rule, noise, race_}, sampler_, proposal_);
   }
   totals_.draft_seconds += round_draft_seconds_;
   totals_.model_seconds += model_seconds() - before;
@@ -161,7 +161,7 @@ Verdict Engine::verify() {
   Stopwatch watch(totals_.accept_seconds);
   LazyRows rows(*this, logits);
   const RoundNoise noise{options_.sampling.seed, static_cast<std::uint64_t>(sequence_.length())};
-  return specdec::verify(options_.rule, rows, proposal_.drafts(), noise, scratch_);
+  return specdec::verify(options_.rule, rows, proposal_.drafts(), noise, race_, scratch_);
 }
 
 RoundResult Engine::commit(const Verdict& verdict) {

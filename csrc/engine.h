@@ -97,6 +97,7 @@ class Engine {
   Totals totals_;
   bool running_ = false;
   std::vector<Distribution> rows_;  // kept between rounds for their storage
+  RaceNoise race_;
   std::vector<float> scratch_;
   std::vector<std::int32_t> step_tokens_;
   double round_draft_seconds_ = 0;

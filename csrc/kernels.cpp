@@ -19,6 +19,7 @@ namespace specdec::kernels {
 namespace {
 
 using lanes::all;
+using lanes::any;
 using lanes::bits_as;
 using lanes::convert;
 using lanes::Floats;
@@ -248,13 +249,6 @@ void scale(const float* x, float a, std::int32_t n, float* out) {
 }
 
 SPECDEC_CLONES
-void ratios(const float* x, std::int32_t n, float* y) {
-  std::int32_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) store(load(x + i) / load(y + i), y + i);
-  for (; i < n; ++i) y[i] = x[i] / y[i];
-}
-
-SPECDEC_CLONES
 std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out) {
   constexpr std::int32_t kStep = 64;
   std::int32_t count = 0;
@@ -272,36 +266,46 @@ std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int3
 // Id 32 * g + 8 * k + j has word k of counter 8 * g + j: 32 successive ids take all the words of 8
 // counters, in the order in which the lanes make them.
 SPECDEC_CLONES
-void exponentials(std::uint64_t seed, std::uint64_t position, const std::int32_t* ids,
-                  std::int32_t first, std::int32_t n, float* out) {
+void race_words(std::uint64_t seed, std::uint64_t position, std::int32_t first, std::int32_t n,
+                std::uint32_t* out) {
   constexpr auto purpose = static_cast<std::uint32_t>(Purpose::race);
-  if (ids == nullptr) {
-    for (std::int32_t begin = 0; begin < n; begin += 4 * kWidth) {
-      Words word[4];
-      philox_lanes(static_cast<std::uint32_t>(first + begin) / 4, purpose, position, seed, word);
-      for (int k = 0; k < 4; ++k) {
-        const std::int32_t at = begin + k * kWidth;
-        if (at + kWidth <= n) {
-          store(exponential(word[k]), out + at);
-        } else if (at < n) {
-          store_part(exponential(word[k]), out + at, n - at);
-        }
+  for (std::int32_t begin = 0; begin < n; begin += 4 * kWidth) {
+    Words word[4];
+    philox_lanes(static_cast<std::uint32_t>(first + begin) / 4, purpose, position, seed, word);
+    for (int k = 0; k < 4; ++k) store(word[k], out + begin + k * kWidth);
+  }
+}
+
+// Losers need no logarithm: E = -log(1 - f) is at least f, so a token can only win if its
+// weight / f beats the best so far. The few that pass are compared by their exact scores, hence
+// the winner is the one that all exact scores would give.
+SPECDEC_CLONES
+std::int32_t race(const float* weights, const std::uint32_t* words, std::int32_t n, float& best) {
+  constexpr std::int32_t kStep = 8 * kWidth;
+  // f is cut to 24 bits, and the bar lowered by more than the rounding errors of both scores.
+  constexpr float kBar = 0.9999f * 0x1p-24f;
+  std::int32_t winner = -1;
+  for (std::int32_t begin = 0; begin < n; begin += kStep) {
+    const std::int32_t end = std::min(n, begin + kStep);
+    float bar = best * kBar;
+    if (end - begin == kStep) {
+      Ints passed{};
+      for (std::int32_t i = begin; i < end; i += kWidth) {
+        const Floats f = convert<Floats>(bits_as<Ints>(load(words + i) >> 8));
+        passed = passed | (load(weights + i) > f * bar);
       }
+      if (!any(passed)) continue;  // nearly always
     }
-    return;
-  }
-  const auto low = static_cast<std::uint32_t>(position);
-  const auto high = static_cast<std::uint32_t>(position >> 32);
-  for (std::int32_t begin = 0; begin < n; begin += kWidth) {
-    const std::int32_t count = std::min(n - begin, kWidth);
-    Words word{};
-    for (int j = 0; j < count; ++j) {
-      const auto id = static_cast<std::uint32_t>(ids[begin + j]);
-      const PhiloxWords w = philox(id / 32 * 8 + id % 8, purpose, low, high, seed);
-      word[j] = w.word[id / 8 % 4];
+    for (std::int32_t i = begin; i < end; ++i) {
+      if (!(weights[i] > static_cast<float>(words[i] >> 8) * bar)) continue;
+      const float score = weights[i] / exponential(all<Words>(words[i]))[0];
+      if (!(score > best)) continue;
+      best = score;
+      bar = best * kBar;
+      winner = i;
     }
-    store_part(exponential(word), out + begin, count);
   }
+  return winner;
 }
 
 }  // namespace specdec::kernels

@@ -28,19 +28,20 @@ double overlap(const float* x, float a, const float* y, float b, std::int32_t n)
 // out[i] = max(a * x[i] - b * y[i], 0).
 void excess(const float* x, float a, const float* y, float b, std::int32_t n, float* out);
 
-// y[i] = x[i] / y[i].
-void ratios(const float* x, std::int32_t n, float* y);
-
 // out[i] = a * x[i].
 void scale(const float* x, float a, std::int32_t n, float* out);
 
 // Writes the indices i with x[i] >= threshold, ascending; returns how many. out has room for n.
 std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out);
 
-// out[i] = an Exp(1) variate that depends on (seed, position, id) alone, where id is ids[i], or
-// first + i when ids is null (then first must be a multiple of 32). Resolution 2^-32.
-void exponentials(std::uint64_t seed, std::uint64_t position, const std::int32_t* ids,
-                  std::int32_t first, std::int32_t n, float* out);
+// out[i] = the race's random word of id first + i at (seed, position); first and n are multiples
+// of 32.
+void race_words(std::uint64_t seed, std::uint64_t position, std::int32_t first, std::int32_t n,
+                std::uint32_t* out);
+
+// The first greatest of weights[i] / E[i] that exceeds best, where E[i] is the Exp(1) variate that
+// words[i] stands for: its index, and best becomes its value. -1 where none exceeds best.
+std::int32_t race(const float* weights, const std::uint32_t* words, std::int32_t n, float& best);
 
 }  // namespace kernels
 }  // namespace specdec

@@ -67,6 +67,7 @@ SPECDEC_LANES_OPERATOR(>>)
 SPECDEC_LANES_OPERATOR(<<)
 SPECDEC_LANES_OPERATOR(&)
 SPECDEC_LANES_OPERATOR(^)
+SPECDEC_LANES_OPERATOR(|)
 SPECDEC_LANES_OPERATOR(<)
 SPECDEC_LANES_OPERATOR(>)
 SPECDEC_LANES_OPERATOR(>=)
@@ -111,12 +112,25 @@ inline V all(T value) {
   return result;
 }
 
+// Whether a lane of a mask is set.
+inline bool any(const Ints& mask) {
+  std::uint64_t half[kWidth / 2];
+  std::memcpy(half, &mask, sizeof(half));
+  return (half[0] | half[1] | half[2] | half[3]) != 0;
+}
+
 inline Floats load(const float* from) {
   Floats result;
   std::memcpy(&result, from, sizeof(result));
   return result;
 }
+inline Words load(const std::uint32_t* from) {
+  Words result;
+  std::memcpy(&result, from, sizeof(result));
+  return result;
+}
 inline void store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof(from)); }
+inline void store(const Words& from, std::uint32_t* to) { std::memcpy(to, &from, sizeof(from)); }
 
 // The first n < kWidth values, the others zero; and back.
 inline Floats load_part(const float* from, std::int32_t n) {

@@ -32,7 +32,7 @@ void ModelDrafter::propose(const Sequence& sequence, const DraftRequest& request
     sampler.distribution({rows.row(0), rows.columns, decoder_->head_ids()}, false, q);
     const auto offset = static_cast<std::uint32_t>(i);
     const std::int32_t token = request.rule == Rule::coupled
-                                   ? q.race(request.noise.seed, request.noise.position + offset)
+                                   ? q.race(request.noise, offset, request.race)
                                    : q.sample(request.noise.uniform(Purpose::draft, offset));
     proposal.push(token);
     sampler.see(token);

@@ -56,23 +56,24 @@ Verdict verify_block(TargetRows& p, const Drafts& drafts, const RoundNoise& nois
   return {accepted, sample_excess(accepted_mass, row, drafts.q[accepted], v, scratch)};
 }
 
-Verdict verify_coupled(TargetRows& p, const Drafts& drafts, const RoundNoise& noise) {
+Verdict verify_coupled(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
+                       RaceNoise& race) {
   std::int32_t accepted = 0;
   while (true) {
     const std::int32_t next =
-        p.row(accepted).race(noise.seed, noise.position + static_cast<std::uint64_t>(accepted));
+        p.row(accepted).race(noise, static_cast<std::uint32_t>(accepted), race);
     if (accepted == drafts.k || next != drafts.tokens[accepted]) return {accepted, next};
     ++accepted;
   }
 }
 
 Verdict verify(Rule rule, TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
-               std::vector<float>& scratch) {
+               RaceNoise& race, std::vector<float>& scratch) {
   switch (rule) {
     case Rule::greedy: return verify_greedy(p, drafts);
     case Rule::token: return verify_token(p, drafts, noise, scratch);
     case Rule::block: return verify_block(p, drafts, noise, scratch);
-    case Rule::coupled: return verify_coupled(p, drafts, noise);
+    case Rule::coupled: return verify_coupled(p, drafts, noise, race);
   }
   return {0, p.row(0).argmax()};
 }

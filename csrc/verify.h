@@ -52,10 +52,11 @@ Verdict verify_block(TargetRows& p, const Drafts& drafts, const RoundNoise& nois
 
 // Target and drafter race with the same noise; accept while they agree. The text is a function of
 // the target and the seed: neither drafter nor k change it. Daliri et al. 2408.07978.
-Verdict verify_coupled(TargetRows& p, const Drafts& drafts, const RoundNoise& noise);
+Verdict verify_coupled(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
+                       RaceNoise& race);
 
-// The rule by its name; scratch is working memory that grows to the vocabulary.
+// The rule by its name; race and scratch are working memory that grows to the vocabulary.
 Verdict verify(Rule rule, TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
-               std::vector<float>& scratch);
+               RaceNoise& race, std::vector<float>& scratch);
 
 }  // namespace specdec

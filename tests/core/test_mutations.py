@@ -82,8 +82,8 @@ MUTATIONS = {
     ),
     "coupled: position does not move": (
         "verify.cpp",
-        "noise.position + static_cast<std::uint64_t>(accepted)",
-        "noise.position",
+        "race(noise, static_cast<std::uint32_t>(accepted), race)",
+        "race(noise, 0, race)",
     ),
     "coupled: row off by one": (
         "verify.cpp",
@@ -108,13 +108,22 @@ MUTATIONS = {
         "return std::max(mass - 0.9 * common, 0.0);",
     ),
     "race: weights do not count": (
-        "distribution.cpp",
-        "kernels::ratios(weights_ + begin, count, arrival);",
-        "for (std::int32_t i = 0; i < count; ++i) arrival[i] = (weights_[begin + i] > 0) / "
-        "arrival[i];",
+        "kernels.cpp",
+        "score = weights[i] /",
+        "score = (weights[i] > 0) /",
+    ),
+    "race: losers are dropped too early": (
+        "kernels.cpp",
+        "kBar = 0.9999f * 0x1p-24f",
+        "kBar = 2.0f * 0x1p-24f",
+    ),
+    "race: a row of words outlives its seed": (
+        "race_noise.cpp",
+        "if (row.seed != noise.seed)",
+        "if (false)",
     ),
     "race: another noise where the ids are listed": (
-        "kernels.cpp",
+        "race_noise.cpp",
         "w.word[id / 8 % 4]",
         "w.word[(id / 8 + 1) % 4]",
     ),
