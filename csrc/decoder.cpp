@@ -63,8 +63,12 @@ LogitRows Decoder::forward(const std::int32_t* tokens, std::int32_t n, std::int3
                     " rows of logits is outside what this decoder was made for");
   }
   cache_.begin(width);
-  for (std::int32_t i = 0; i < n; ++i) tokens_[i] = tokens[i];
-  for (std::int32_t i = n; i < width; ++i) tokens_[i] = tokens[n - 1];  // never looked at
+  // A target may have ids that its drafter lacks (padding of the vocabulary). Read as id 0 they
+  // cost a bad draft, never a wrong text.
+  for (std::int32_t i = 0; i < n; ++i) {
+    tokens_[i] = tokens[i] < options_.vocabulary ? tokens[i] : 0;
+  }
+  for (std::int32_t i = n; i < width; ++i) tokens_[i] = tokens_[n - 1];  // never looked at
   const std::int32_t total = cache_.length() + width;
   seqlens_k_[0] = total - 1;
   total_length_[0] = total;
