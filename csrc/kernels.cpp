@@ -22,6 +22,7 @@ using lanes::all;
 using lanes::any;
 using lanes::bits_as;
 using lanes::convert;
+using lanes::count_up;
 using lanes::Floats;
 using lanes::Ints;
 using lanes::kWidth;
@@ -134,8 +135,7 @@ inline float max_of(const float* x, std::int32_t n) {
 inline void philox_lanes(std::uint32_t first, std::uint32_t c1, std::uint64_t position,
                          std::uint64_t seed, Words (&word)[4]) {
   constexpr std::uint64_t kLow = 0xFFFFFFFFu;
-  Longs w0 = all<Longs>(std::uint64_t{first});
-  for (int j = 0; j < kWidth; ++j) w0[j] += static_cast<std::uint64_t>(j);
+  Longs w0 = count_up<Longs>() + std::uint64_t{first};
   Longs w1 = all<Longs>(std::uint64_t{c1});
   Longs w2 = all<Longs>(position & kLow);
   Longs w3 = all<Longs>(position >> 32);

@@ -119,6 +119,14 @@ inline bool any(const Ints& mask) {
   return (half[0] | half[1] | half[2] | half[3]) != 0;
 }
 
+// 0, 1, 2, ...
+template <class V>
+inline V count_up() {
+  V result{};
+  for (unsigned j = 0; j < kWidth; ++j) result[j] = j;
+  return result;
+}
+
 inline Floats load(const float* from) {
   Floats result;
   std::memcpy(&result, from, sizeof(result));
