@@ -35,11 +35,8 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a Llama-like decoder, in elements; ``head_size`` counts the head's rows.
-
-    ``head_size`` is smaller than ``vocab`` when a drafter's head covers a subset of the vocabulary.
-    """
+class ModelShape:
+    """The shape of a decoder-only transformer, in elements."""
 
     layers: int
     hidden: int
@@ -52,6 +49,12 @@ class ModelConfig:
     rope_theta: float
     norm_eps: float
     tied_head: bool
+
+
+@dataclass(frozen=True)
+class ModelConfig(ModelShape):
+    """A shape with the rows of its head: fewer than ``vocab`` where a drafter's head is trimmed."""
+
     head_size: int
 
 

@@ -8,26 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specdec.convert.matrix import FloatArray, IndexArray, Matrix
+from specdec.model_folder import ModelShape
 
 BLOCK = 32  # inputs that share a scale; rows of weights are whole blocks
 LONGEST_CONTEXT = 2**22  # beyond it, the tables of rotations would fill the memory
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a decoder-only transformer."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
-    context: int
-    rope_theta: float
-    norm_eps: float
-    tied_head: bool
+class ModelConfig(ModelShape):
+    """A shape, and whether it can be converted."""
 
     def as_manifest(self) -> dict[str, Any]:
         return asdict(self)
