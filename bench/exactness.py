@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from specdec import Generator, Model, Ngram, SamplingParams
-from specdec.checkpoint_source import checkpoint
 from specdec.convert import convert
-from specdec.hub import models_home
-from specdec.recipe import load_recipe
 from specdec.verification import RULES
 
 sys.path.append(str(Path(__file__).parent.parent))
 
+from bench.sources import gguf
 from tests.tiny_gguf import write_tiny_drafter
 
 DRAFT_LENGTHS = tuple(range(1, 17))
@@ -105,10 +103,9 @@ def prompts(count: int) -> list[str]:
 
 def random_drafter(target: str, folder: Path) -> Path:
     """A drafter of one random layer with a trimmed head, which knows nothing, for a known model."""
-    recipe = load_recipe(target)
-    with checkpoint(recipe, models_home() / "downloads", lambda stage, fraction: None) as source:
+    with gguf(target) as source:
         config = Model.load(target).config
-        gguf = write_tiny_drafter(
+        drafter = write_tiny_drafter(
             folder / "random.gguf",
             target=target,
             head_ids=range(0, config.vocab, 12),
@@ -120,7 +117,7 @@ def random_drafter(target: str, folder: Path) -> Path:
             vocab=config.vocab,
             context=config.context,
         )
-        return convert(gguf, folder / "random-drafter", target_source=source)
+        return convert(drafter, folder / "random-drafter", target_source=source)
 
 
 def plan(

@@ -1,6 +1,6 @@
 """How far each layout's distributions are from those of the dequantised float model.
 
-    python -m bench.layout_quality MODEL.gguf [--layouts nbits8 nbits4] [--json FILE]
+    python -m bench.layout_quality smollm2-135m [--layouts nbits8 nbits4] [--json FILE]
 
 Top-1 agreement, mean KL(float || layout) in nats and perplexity, over the text in ``bench/text``
 (prose, and conversations that SmolLM2 wrote itself). The reference is the layout ``float32``, which
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bench.graph_runner import GraphRunner, session_options
+from bench.sources import gguf
 from specdec.convert import LAYOUTS, convert
 from tests.convert.numpy_llama import NumpyLlama
 
@@ -45,17 +46,17 @@ class Quality:
 
 def main() -> None:
     arguments = _parse_arguments()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = convert(arguments.source, Path(scratch) / REFERENCE, layout=REFERENCE)
+    with tempfile.TemporaryDirectory() as scratch, gguf(arguments.source) as source:
+        folder = convert(source, Path(scratch) / REFERENCE, layout=REFERENCE)
         documents = _documents(folder, arguments.positions)
         runner = _runner(folder)
         if arguments.check_reference:
-            _check_reference(arguments.source, runner, documents[0][:CHECKED])
+            _check_reference(source, runner, documents[0][:CHECKED])
         reference = list(_logprobs(runner, documents))
         results = []
         print(f"{'layout':16} positions  top-1   KL      +-       perplexity  ratio")
         for layout in arguments.layouts:
-            folder = convert(arguments.source, Path(scratch) / layout, layout=layout, replace=True)
+            folder = convert(source, Path(scratch) / layout, layout=layout, replace=True)
             quality = _compare(layout, documents, reference, _logprobs(_runner(folder), documents))
             results.append(quality)
             print(
@@ -70,7 +71,7 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("source", type=Path, help="the GGUF checkpoint")
+    parser.add_argument("source", help="a GGUF file, or a known model's name")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--positions", type=int, default=2000, help="score at least so many")
     parser.add_argument("--check-reference", action="store_true")

@@ -1,6 +1,6 @@
 """Milliseconds per step of each layout, by width.
 
-    python -m bench.layout_speed MODEL.gguf [--layouts nbits8 nbits4] [--json FILE]
+    python -m bench.layout_speed smollm2-135m [--layouts nbits8 nbits4] [--json FILE]
 
 Steps run behind a filled cache on buffers bound beforehand. Layouts take turns within one run, so
 that whatever else the machine does hits all of them. The median over all turns is printed.
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.graph_runner import GraphRunner, session_options
+from bench.sources import gguf
 from specdec.convert import LAYOUTS, convert
 
 WIDTHS = (1, 2, 4, 5, 8, 9, 16, 32, 128)
@@ -27,10 +28,10 @@ def main() -> None:
     arguments = _parse_arguments()
     capacity = arguments.past + max(arguments.widths)
     runners: dict[str, GraphRunner] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, gguf(arguments.source) as source:
         for layout in arguments.layouts:
             folder = convert(
-                arguments.source,
+                source,
                 Path(scratch) / layout,
                 layout=layout,
                 target_source=arguments.target_source,
@@ -54,7 +55,7 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("source", type=Path, help="the GGUF checkpoint")
+    parser.add_argument("source", help="a GGUF file, or a known model's name")
     parser.add_argument("--target-source", type=Path, help="a drafter's target")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS)
