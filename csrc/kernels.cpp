@@ -88,7 +88,7 @@ inline Floats exponential(const Words& word) {
 
 // Sum over i < n of term(part), where part(x) gives the lanes of x at hand.
 template <class Term>
-inline double sum_of(std::int32_t n, Term term) {
+inline double sum_of(std::int32_t n, const Term& term) {
   double total = 0;
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
     const std::int32_t end = std::min(n, begin + kBlock);
@@ -187,9 +187,11 @@ double sum(const float* x, std::int32_t n) {
 
 SPECDEC_CLONES
 double sum_at_least(const float* x, std::int32_t n, float threshold) {
+  // Outside of the lambda, where GCC would put it together again for every use.
+  const Floats bar = all<Floats>(threshold);
   return sum_of(n, [=](std::int32_t i, auto part) {
     const Floats value = part(x + i);
-    return select(value >= all<Floats>(threshold), value, Floats{});
+    return select(value >= bar, value, Floats{});
   });
 }
 
@@ -250,11 +252,12 @@ void scale(const float* x, float a, std::int32_t n, float* out) {
 
 SPECDEC_CLONES
 std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out) {
-  constexpr std::int32_t kStep = 64;
+  const Floats bar = all<Floats>(threshold);
   std::int32_t count = 0;
-  for (std::int32_t begin = 0; begin < n; begin += kStep) {
-    const std::int32_t end = std::min(n, begin + kStep);
-    if (max_of(x + begin, end - begin) < threshold) continue;  // nearly all, after a softmax
+  for (std::int32_t begin = 0; begin < n; begin += kWidth) {
+    const std::int32_t end = std::min(n, begin + kWidth);
+    // Nearly all are skipped, after a softmax.
+    if (end - begin == kWidth && !any(load(x + begin) >= bar)) continue;
     for (std::int32_t i = begin; i < end; ++i) {
       out[count] = i;
       count += x[i] >= threshold ? 1 : 0;

@@ -18,6 +18,11 @@ std::int32_t index_in(const LogitRow& row, std::int32_t token) {
   return found != end && *found == token ? static_cast<std::int32_t>(found - row.ids) : -1;
 }
 
+// Equal weights in the order of their ids.
+bool heavier(const Distribution::Entry& a, const Distribution::Entry& b) {
+  return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+}
+
 [[noreturn]] void throw_bad_logits() {
   throw Error(ErrorCode::model_run,
               "the model gave logits that are no finite numbers; its files may be damaged, or "
@@ -133,6 +138,32 @@ double Sampler::mass_bar(const Distribution& row) {
   return surely_cut;
 }
 
+Distribution::Entry Sampler::last_of_nucleus(double mass) {
+  // A search by halves, as sorting all of them would take far longer: those before `first` weigh
+  // less than the nucleus, those before `last` at least as much (or are all there are).
+  order_ = entries_;
+  auto first = order_.begin();
+  auto last = order_.end();
+  while (last - first > 1) {
+    const auto middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last, heavier);
+    double heavy = 0;
+    for (auto entry = first; entry != middle; ++entry) heavy += entry->weight;
+    if (heavy >= mass) {
+      last = middle;
+    } else {
+      mass -= heavy;
+      first = middle;
+    }
+  }
+  return *first;
+}
+
+void Sampler::cut_after(const Distribution::Entry& least) {
+  const auto lighter = [&](const Distribution::Entry& entry) { return heavier(least, entry); };
+  entries_.erase(std::remove_if(entries_.begin(), entries_.end(), lighter), entries_.end());
+}
+
 void Sampler::truncate(Distribution& out) {
   const bool by_rank = options_.top_k > 0 && options_.top_k < out.size();
   const bool by_mass = options_.top_p < 1;
@@ -152,34 +183,24 @@ void Sampler::truncate(Distribution& out) {
     const std::int32_t index = candidates_[i];
     entries_.push_back({out.id_at(index), out.weights()[index]});
   }
-  const auto heavier = [](const Distribution::Entry& a, const Distribution::Entry& b) {
-    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
-  };
   double total = out.total();
   if (by_rank && options_.top_k < count) {
-    const auto end = entries_.begin() + options_.top_k;
-    std::nth_element(entries_.begin(), end, entries_.end(), heavier);
-    entries_.erase(end, entries_.end());
+    order_ = entries_;
+    const auto last = order_.begin() + (options_.top_k - 1);
+    std::nth_element(order_.begin(), last, order_.end(), heavier);
+    cut_after(*last);
   }
   if (by_rank) {
     total = 0;
     for (const Distribution::Entry& entry : entries_) total += entry.weight;
   }
-  if (by_mass) {
-    std::sort(entries_.begin(), entries_.end(), heavier);
-    double mass = 0;
-    std::size_t keep = 0;
-    while (keep < entries_.size() && mass < options_.top_p * total) mass += entries_[keep++].weight;
-    entries_.resize(std::max<std::size_t>(keep, 1));
-  }
+  if (by_mass) cut_after(last_of_nucleus(options_.top_p * total));
   if (by_rank && by_ratio) {
     const auto end = std::remove_if(entries_.begin(), entries_.end(), [&](const auto& entry) {
       return entry.weight < options_.min_p && entry.weight < 1;
     });
     entries_.erase(end, entries_.end());
   }
-  std::sort(entries_.begin(), entries_.end(),
-            [](const Distribution::Entry& a, const Distribution::Entry& b) { return a.id < b.id; });
   out.hold(entries_);
 }
 

@@ -57,6 +57,8 @@ class Sampler {
   void truncate(Distribution& out);
   double rank_bar(const Distribution& row);  // at least top_k weights are at least this
   double mass_bar(const Distribution& row);  // the nucleus lies above this
+  Distribution::Entry last_of_nucleus(double mass);  // the lightest of those that make up mass
+  void cut_after(const Distribution::Entry& least);
 
   SamplingOptions options_;
   // Tokens seen, only kept where a penalty is set.
@@ -69,7 +71,8 @@ class Sampler {
   std::vector<std::int32_t> recent_;  // generated tokens, for unsee()
   std::vector<std::int32_t> candidates_;
   std::vector<float> maxima_;
-  std::vector<Distribution::Entry> entries_;
+  std::vector<Distribution::Entry> entries_;  // what is kept so far, by id
+  std::vector<Distribution::Entry> order_;
 };
 
 }  // namespace specdec
