@@ -35,6 +35,7 @@ using lanes::store_part;
 using lanes::Words;
 
 constexpr std::int32_t kPair = 2 * kWidth;
+constexpr std::int32_t kStep = 8 * kWidth;  // searched at once, and mostly without a hit
 constexpr std::int32_t kBlock = 1024;  // floats added in single precision before going to double
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -254,13 +255,20 @@ SPECDEC_CLONES
 std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out) {
   const Floats bar = all<Floats>(threshold);
   std::int32_t count = 0;
-  for (std::int32_t begin = 0; begin < n; begin += kWidth) {
-    const std::int32_t end = std::min(n, begin + kWidth);
-    // Nearly all are skipped, after a softmax.
-    if (end - begin == kWidth && !any(load(x + begin) >= bar)) continue;
-    for (std::int32_t i = begin; i < end; ++i) {
-      out[count] = i;
-      count += x[i] >= threshold ? 1 : 0;
+  for (std::int32_t begin = 0; begin < n; begin += kStep) {
+    const std::int32_t end = std::min(n, begin + kStep);
+    if (end - begin == kStep) {
+      Ints reached{};
+      for (std::int32_t i = begin; i < end; i += kWidth) reached = reached | (load(x + i) >= bar);
+      if (!any(reached)) continue;  // most, after a softmax
+    }
+    for (std::int32_t part = begin; part < end; part += kWidth) {
+      const std::int32_t stop = std::min(end, part + kWidth);
+      if (stop - part == kWidth && !any(load(x + part) >= bar)) continue;
+      for (std::int32_t i = part; i < stop; ++i) {
+        out[count] = i;
+        count += x[i] >= threshold ? 1 : 0;
+      }
     }
   }
   return count;
@@ -284,7 +292,6 @@ void race_words(std::uint64_t seed, std::uint64_t position, std::int32_t first, 
 // the winner is the one that all exact scores would give.
 SPECDEC_CLONES
 std::int32_t race(const float* weights, const std::uint32_t* words, std::int32_t n, float& best) {
-  constexpr std::int32_t kStep = 8 * kWidth;
   // f is cut to 24 bits, and the bar lowered by more than the rounding errors of both scores.
   constexpr float kBar = 0.9999f * 0x1p-24f;
   std::int32_t winner = -1;
