@@ -46,12 +46,12 @@ inline Floats exp_nonpositive(const Floats& x) {
   const Floats shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
   const Floats n = shifted - 12582912.0f;
   const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  // In pairs, not one term after the other: the loop waits for this chain more than for anything.
+  const Floats square = r * r;
+  const Floats first = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  const Floats second = r * 8.3334519073e-3f + 4.1665795894e-2f;
+  const Floats third = r * 1.6666665459e-1f + 5.0000001201e-1f;
+  const Floats p = ((first * square + second) * square + third) * square + (r + 1.0f);
   // The low bits of `shifted` hold n; the shift drops all others. NaN passes through p.
   const Words exponent = (bits_as<Words>(shifted) << 23) + (127u << 23);
   return select(x < least, Floats{}, p * bits_as<Floats>(exponent));
