@@ -38,9 +38,10 @@ class Recording:
 
 
 def record(title: str, generator: Generator, prompt: str, max_tokens: int) -> Recording:
-    """Stream an answer greedily (once before, to warm up) and note when each token came."""
+    """Stream an answer greedily and note when each token came; the draft length settles before."""
     settings = {"temperature": 0, "max_tokens": max_tokens}
-    generator.generate(prompt, **settings)
+    for _ in range(3):
+        generator.generate(prompt, **settings)
     tokenizer = generator.target.tokenizer
     pieces = []
     start = time.perf_counter()
