@@ -1,7 +1,7 @@
-"""The plan of a fixed-shape model: which graphs make one step, and how their integers are to be read.
+"""The plan of a fixed-shape model: which graphs make one step, and how to read their integers.
 
-A fixed-shape model (for the Hexagon NPU) is a chain of graphs with quantised inputs and outputs, one
-chain for each width that a step may have. The plan is written by the converter and read by the
+A fixed-shape model (for the Hexagon NPU) is a chain of graphs with quantised inputs and outputs,
+one chain for each width that a step may have. The plan is written by the converter and read by the
 runtime; it lies in the model folder as ``htp.json``.
 
 Graphs of a chain, for width S, past P (the columns of K/V that every graph takes, the same for all
@@ -84,7 +84,7 @@ class HtpPlan:
     parts: tuple[Part, ...]
 
     def chain(self, width: int, head: str | None) -> list[Part]:
-        """The parts of a step of ``width`` in order; ``head`` is ``"logits"``, ``"best"`` or None."""
+        """The parts of a step of ``width``, in order; ``head``: ``"logits"``, ``"best"``, None."""
         return [
             part
             for part in self.parts
@@ -130,7 +130,7 @@ def _plan(document: dict[str, Any]) -> HtpPlan:
     if plan.widths[0] < 1 or len(plan.key) != len(plan.value):
         raise ValueError("'widths', 'key' or 'value' is out of range")
     for width in plan.widths:
-        layers = [part for part in plan.chain(width, None)]
+        layers = plan.chain(width, None)
         ends = [0, *(part.end_layer for part in layers)]
         if [part.first_layer for part in layers] != ends[:-1] or ends[-1] != len(plan.key):
             raise ValueError(f"the layers of width {width} are not whole")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -17,7 +18,10 @@ _SMALL = 1024  # bytes up to which a tensor stays inside the graph
 
 
 class ExternalData:
-    """The data file of one graph. A context manager; the file is whole when it closes."""
+    """The data file of one graph, or of several that share tensors by their content.
+
+    A context manager; the file is whole when it closes.
+    """
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
@@ -39,24 +43,37 @@ class ExternalData:
         """An initializer ``name`` that holds ``values``, outside the graph if they are large."""
         if values.nbytes <= _SMALL:
             return onnx.numpy_helper.from_array(values, name)
-        values = np.ascontiguousarray(values)
-        digest = hashlib.sha256(values.data).digest()
+        stored = np.ascontiguousarray(values)
+        if values.dtype == ml_dtypes.int4:
+            stored = _pack(stored)
+        digest = hashlib.sha256(stored.data).digest()
         if digest not in self._offsets:
-            self._offsets[digest] = self._append(values)
-        return self._refer(name, values, self._offsets[digest])
-
-    def _append(self, values: NDArray[Any]) -> int:
-        offset = self._file.seek(-(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT)
-        values.tofile(self._file)
-        return offset
-
-    def _refer(self, name: str, values: NDArray[Any], offset: int) -> TensorProto:
+            self._offsets[digest] = self._append(stored)
         tensor = TensorProto(
             name=name,
             data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
             dims=values.shape,
             data_location=TensorProto.EXTERNAL,
         )
-        for key, value in (("location", self._name), ("offset", offset), ("length", values.nbytes)):
+        place = {
+            "location": self._name,
+            "offset": self._offsets[digest],
+            "length": stored.nbytes,
+        }
+        for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         return tensor
+
+    def _append(self, values: NDArray[Any]) -> int:
+        offset = self._file.seek(-(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT)
+        values.tofile(self._file)
+        return offset
+
+
+def _pack(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """4-bit elements two in a byte, the earlier one in the lower half."""
+    codes = values.reshape(-1).view(np.uint8) & 15
+    if codes.size % 2:
+        codes = np.append(codes, np.uint8(0))
+    packed: NDArray[np.uint8] = codes[0::2] | codes[1::2] << 4
+    return packed

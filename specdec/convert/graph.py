@@ -12,16 +12,16 @@ from onnx import TensorProto, ValueInfoProto, helper
 from specdec.convert.external_data import ExternalData
 
 MICROSOFT = "com.microsoft"
-_OPSET = 21
-_IR_VERSION = 10
+_IR_VERSIONS = {21: 10, 23: 11}  # of the opsets that are used
 
 
 class Graph:
     """Collects nodes and initializers; ``model()`` is the finished ONNX model."""
 
-    def __init__(self, name: str, data: ExternalData) -> None:
+    def __init__(self, name: str, data: ExternalData, *, opset: int = 21) -> None:
         self._name = name
         self._data = data
+        self._opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._inputs: list[ValueInfoProto] = []
@@ -82,9 +82,12 @@ class Graph:
             self._outputs,
             initializer=list(self._initializers.values()),
         )
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(
-            graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="specdec"
+            graph,
+            opset_imports=opsets,
+            ir_version=_IR_VERSIONS[self._opset],
+            producer_name="specdec",
         )
 
 

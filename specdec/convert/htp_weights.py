@@ -1,0 +1,203 @@
+"""Kinds of linear weights on the Hexagon NPU, and how each lies in a graph.
+
+Weights are [inputs, outputs] here, as the graph multiplies them: ``y[n] = sum_k x[k] * w[k, n]``.
+Codes are signed and have no zero point, which is what the NPU's kernels take. A method of
+quantisation decides the codes and scales; ``Kind.round`` is the plain one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.convert.graph import Graph
+from specdec.convert.matrix import CodeArray, FloatArray
+from specdec.errors import InvalidInputError
+
+# A block's scale is so many steps of its output's: a code times it must fit a signed byte. With
+# larger ones the NPU's compiler says nothing and its results are wrong.
+LARGEST_BLOCK_SCALE = 16
+
+SignedArray = NDArray[np.int8]
+
+
+class QuantLinear(Protocol):
+    """The weights of one linear, [inputs, outputs], in one of the kinds below."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def dequantise(self) -> FloatArray:
+        """What the graph computes with, float32 [inputs, outputs]."""
+        ...
+
+    def weights(self, graph: Graph, name: str) -> str:
+        """Adds the weights to ``graph`` under names that begin with ``name``.
+
+        Returns the tensor to multiply by, [inputs, outputs].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ChannelLinear:
+    """Integers of 4 or 8 bits with one scale per output: ``w[k, n] = codes[k, n] * scales[n]``."""
+
+    codes: SignedArray  # [inputs, outputs], each within the bits (-8..7 or -128..127)
+    scales: FloatArray  # [outputs]
+    bits: int  # 4 or 8
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantise(self) -> FloatArray:
+        return self.codes.astype(np.float32) * self.scales
+
+    def weights(self, graph: Graph, name: str) -> str:
+        codes = graph.initializer(f"{name}.codes", _narrow(self.codes, self.bits))
+        scales = graph.initializer(f"{name}.scales", self.scales.astype(np.float32))
+        return graph.node("DequantizeLinear", [codes, scales], f"{name}.weights", axis=1)
+
+
+@dataclass(frozen=True)
+class BlockLinear:
+    """4-bit integers with a scale per block of inputs, itself a small integer (LPBQ).
+
+    ``w[k, n] = codes[k, n] * block_scales[k // block, n] * scales[n]``. The kernel multiplies codes
+    by block scales in integers, so this costs little more than one scale per output.
+    """
+
+    codes: SignedArray  # [inputs, outputs], -8..7
+    block_scales: CodeArray  # [inputs / block, outputs], 1..LARGEST_BLOCK_SCALE
+    scales: FloatArray  # [outputs]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale."""
+        return int(self.codes.shape[0] // self.block_scales.shape[0])
+
+    def dequantise(self) -> FloatArray:
+        inputs, outputs = self.shape
+        scales = self.block_scales.astype(np.float32) * self.scales
+        values = self.codes.reshape(-1, self.block, outputs).astype(np.float32)
+        values *= scales[:, None]
+        return values.reshape(inputs, outputs)
+
+    def weights(self, graph: Graph, name: str) -> str:
+        codes = graph.initializer(f"{name}.codes", _narrow(self.codes, 4))
+        steps = graph.initializer(f"{name}.block_steps", self.block_scales)
+        scales = graph.initializer(f"{name}.scales", self.scales.astype(np.float32))
+        blocks = graph.node("DequantizeLinear", [steps, scales], f"{name}.block_scales", axis=1)
+        return graph.node(
+            "DequantizeLinear",
+            [codes, blocks],
+            f"{name}.weights",
+            axis=0,
+            block_size=self.block,
+        )
+
+
+@dataclass(frozen=True)
+class HalfLinear:
+    """float16 weights, for graphs whose activations are float16 too."""
+
+    values: NDArray[np.float16]  # [inputs, outputs]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    def dequantise(self) -> FloatArray:
+        return self.values.astype(np.float32)
+
+    def weights(self, graph: Graph, name: str) -> str:
+        return graph.initializer(f"{name}.weights", self.values)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a linear is held: in 4, 8 or 16 bits; with 4, ``block`` inputs may share a scale.
+
+    ``str(kind)`` is ``"w8"``, ``"w4"``, ``"w4-b32"``, ``"f16"``; ``Kind.parse`` reads it back.
+    """
+
+    bits: int
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8, 16) or (self.block is not None and self.bits != 4):
+            raise InvalidInputError(f"weights of {self.bits} bits in blocks of {self.block}")
+        if self.block is not None and self.block not in (16, 32, 64):
+            raise InvalidInputError(f"blocks of {self.block} inputs: choose 16, 32 or 64")
+
+    def __str__(self) -> str:
+        if self.bits == 16:
+            return "f16"
+        return f"w{self.bits}" if self.block is None else f"w{self.bits}-b{self.block}"
+
+    @classmethod
+    def parse(cls, text: str) -> Kind:
+        """The kind of that name; InvalidInputError for any other text."""
+        if text not in KINDS:
+            raise InvalidInputError(
+                f"no kind '{text}' of weights: choose one of {', '.join(KINDS)}"
+            )
+        return KINDS[text]
+
+    def bytes(self, inputs: int, outputs: int) -> int:
+        """About what a linear of that shape takes in the data file."""
+        scales = 4 * outputs if self.bits < 16 else 0
+        blocks = 0 if self.block is None else inputs // self.block * outputs
+        return inputs * outputs * self.bits // 8 + blocks + scales
+
+    def round(self, weights: FloatArray) -> QuantLinear:
+        """The nearest codes to ``weights`` [inputs, outputs], scaled by the largest magnitudes."""
+        if self.bits == 16:
+            return HalfLinear(weights.astype(np.float16))
+        if self.block is None:
+            return _round_channels(weights, self.bits)
+        if weights.shape[0] % self.block:
+            raise InvalidInputError(
+                f"a linear of {weights.shape[0]} inputs has no whole blocks of {self.block}"
+            )
+        return _round_blocks(weights, self.block)
+
+
+W8 = Kind(8)
+W4 = Kind(4)
+F16 = Kind(16)
+KINDS = {str(kind): kind for kind in (W8, W4, Kind(4, 64), Kind(4, 32), Kind(4, 16), F16)}
+
+
+def _round_channels(weights: FloatArray, bits: int) -> ChannelLinear:
+    largest = 2 ** (bits - 1) - 1
+    scales = np.abs(weights).max(axis=0) / np.float32(largest)
+    scales[scales == 0] = 1
+    codes = np.rint(weights / scales).astype(np.int8)
+    return ChannelLinear(codes, scales.astype(np.float32), bits)
+
+
+def _round_blocks(weights: FloatArray, block: int) -> BlockLinear:
+    inputs, outputs = weights.shape
+    blocks = weights.reshape(-1, block, outputs)
+    wanted = np.abs(blocks).max(axis=1) / np.float32(7)
+    scales = wanted.max(axis=0) / np.float32(LARGEST_BLOCK_SCALE)
+    scales[scales == 0] = 1
+    steps = np.clip(np.rint(wanted / scales), 1, LARGEST_BLOCK_SCALE).astype(np.uint8)
+    codes = np.rint(blocks / (steps * scales)[:, None])
+    codes = np.clip(codes, -8, 7).astype(np.int8).reshape(inputs, outputs)
+    return BlockLinear(codes, steps, scales.astype(np.float32))
+
+
+def _narrow(codes: SignedArray, bits: int) -> NDArray[np.int8]:
+    """Codes as the element type that the graph stores them in."""
+    return codes if bits == 8 else codes.astype(ml_dtypes.int4)
