@@ -72,8 +72,7 @@ class ExternalData:
 
 def _pack(values: NDArray[Any]) -> NDArray[np.uint8]:
     """4-bit elements two in a byte, the earlier one in the lower half."""
-    codes = values.reshape(-1).view(np.uint8) & 15
+    codes = values.reshape(-1).view(np.uint8) & np.uint8(15)
     if codes.size % 2:
         codes = np.append(codes, np.uint8(0))
-    packed: NDArray[np.uint8] = codes[0::2] | codes[1::2] << 4
-    return packed
+    return codes[0::2] | (codes[1::2] << np.uint8(4))
