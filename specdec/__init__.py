@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specdec.errors import (
+        BackendError,
         CheckpointError,
         ContextFullError,
         GeneratorBusyError,
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from specdec.generator import Chunk, Generator, Ngram, Result
     from specdec.hub import pull
     from specdec.model import Model
+    from specdec.qnn.options import QnnOptions
     from specdec.sampling import SamplingParams
     from specdec.stats import Stats
     from specdec.verification import verify, verify_batch
 
 __all__ = [
+    "BackendError",
     "CheckpointError",
     "Chunk",
     "ContextFullError",
@@ -42,6 +45,7 @@ __all__ = [
     "ModelRunError",
     "Ngram",
     "PullError",
+    "QnnOptions",
     "Result",
     "SamplingParams",
     "SpecdecError",
@@ -54,6 +58,7 @@ __all__ = [
 
 # Imported when first used: the runtime takes half a second, which `specdec --help` need not wait.
 _HOMES = {
+    "BackendError": "specdec.errors",
     "CheckpointError": "specdec.errors",
     "Chunk": "specdec.generator",
     "ContextFullError": "specdec.errors",
@@ -65,6 +70,7 @@ _HOMES = {
     "ModelRunError": "specdec.errors",
     "Ngram": "specdec.generator",
     "PullError": "specdec.errors",
+    "QnnOptions": "specdec.qnn.options",
     "Result": "specdec.generator",
     "SamplingParams": "specdec.sampling",
     "SpecdecError": "specdec.errors",

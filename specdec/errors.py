@@ -28,6 +28,10 @@ class PullError(SpecdecError):
     """A model could not be fetched, or what was fetched is not what the recipe names."""
 
 
+class BackendError(SpecdecError):
+    """A backend is not to be had here, does not start, or does not take a model's graphs."""
+
+
 class VocabularyMismatchError(SpecdecError):
     """Target and drafter do not share one vocabulary."""
 
