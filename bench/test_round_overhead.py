@@ -50,7 +50,7 @@ def decoder_of(rows: Logits, head_ids: list[int]) -> Any:
         for i in range(width - first):
             np.copyto(buffer[i], rows[(begin + i) % POSITIONS])
 
-    decoder = _core.Decoder(
+    decoder = _core.InPlaceDecoder(
         vocabulary=VOCABULARY,
         head_ids=head_ids,
         layers=1,

@@ -1,7 +1,6 @@
 // Translates types and errors between Python and the core, and releases the GIL around its work.
 // No logic lives here.
 
-#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bind_decoders.h"
 #include "decoder.h"
 #include "draft_length.h"
 #include "drafter.h"
@@ -25,45 +25,6 @@ namespace {
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-// Keeps the Python callable alive, and takes the GIL to call it and to let it go.
-Decoder::Run make_run(py::function function) {
-  auto drop = [](py::function* held) {
-    py::gil_scoped_acquire gil;
-    delete held;
-  };
-  std::shared_ptr<py::function> held(new py::function(std::move(function)), drop);
-  return [held](std::int32_t width, std::int32_t first_logit_row) {
-    py::gil_scoped_acquire gil;
-    (*held)(width, first_logit_row);
-  };
-}
-
-// A numpy view of memory that `owner` keeps alive.
-template <class T>
-py::array view(T* data, std::vector<py::ssize_t> shape, py::handle owner) {
-  return py::array(py::dtype::of<T>(), std::move(shape), data, owner);
-}
-
-py::dict buffers(const py::object& self) {
-  auto& decoder = self.cast<Decoder&>();
-  const auto& options = decoder.options();
-  const auto& cache = decoder.cache().shape();
-  py::dict result;
-  result["tokens"] = view(decoder.tokens().data(), {options.max_width}, self);
-  result["seqlens_k"] = view(decoder.seqlens_k().data(), {1}, self);
-  result["total_length"] = view(decoder.total_length().data(), {}, self);
-  result["first_logit_row"] = view(decoder.first_logit_row().data(), {1}, self);
-  result["logits"] =
-      view(decoder.logits().data(), {options.max_logit_rows, options.head_size}, self);
-  const std::vector<py::ssize_t> shape{1, cache.kv_heads, cache.capacity, cache.head_dim};
-  for (std::int32_t layer = 0; layer < cache.layers; ++layer) {
-    const std::string index = std::to_string(layer);
-    result[py::str("key." + index)] = view(decoder.cache().keys(layer), shape, self);
-    result[py::str("value." + index)] = view(decoder.cache().values(layer), shape, self);
-  }
-  return result;
-}
 
 Rule rule_of(const std::string& name) {
   if (name == "greedy") return Rule::greedy;
@@ -169,24 +130,6 @@ py::array_t<float> distribution_of(const Array<float>& logits, const SamplingOpt
   return result;
 }
 
-std::shared_ptr<Decoder> make_decoder(
-    std::int32_t vocabulary, const std::vector<std::int32_t>& head_ids, std::int32_t layers,
-    std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t min_width,
-    std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t row_tile,
-    py::function run) {
-  DecoderOptions options;
-  options.vocabulary = vocabulary;
-  options.head_ids = head_ids;
-  options.head_size = head_ids.empty() ? vocabulary : static_cast<std::int32_t>(head_ids.size());
-  options.min_width = min_width;
-  options.max_width = max_width;
-  options.max_logit_rows = max_logit_rows;
-  options.row_tile = row_tile;
-  return std::make_shared<Decoder>(std::move(options),
-                                   InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity},
-                                   make_run(std::move(run)));
-}
-
 void translate_errors() {
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
@@ -254,32 +197,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("accept_seconds", &Totals::accept_seconds)
       .def_readonly("model_seconds", &Totals::model_seconds);
 
-  py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
-      .def(py::init(&make_decoder), py::kw_only(), py::arg("vocabulary"), py::arg("head_ids"),
-           py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacity"),
-           py::arg("min_width"), py::arg("max_width"), py::arg("max_logit_rows"),
-           py::arg("row_tile") = 0, py::arg("run"))
-      .def("buffers", &buffers)
-      .def(
-          "forward",
-          [](const py::object& self, const std::vector<std::int32_t>& tokens,
-             std::int32_t logit_rows) {
-            auto& decoder = self.cast<Decoder&>();
-            LogitRows rows{};
-            {
-              const ReleasedGil released;
-              rows = decoder.forward(tokens.data(), static_cast<std::int32_t>(tokens.size()),
-                                     logit_rows);
-            }
-            return view(rows.data, {rows.rows, rows.columns}, self);
-          },
-          py::arg("tokens"), py::arg("logit_rows"))
-      .def("commit", [](Decoder& self, std::int32_t n) { self.cache().commit(n); })
-      .def("truncate", [](Decoder& self, std::int32_t n) { self.cache().truncate(n); })
-      .def_property_readonly("length", [](Decoder& self) { return self.cache().length(); })
-      .def_property_readonly("capacity", [](Decoder& self) { return self.cache().capacity(); })
-      .def_property_readonly("run_seconds", &Decoder::run_seconds)
-      .def_property_readonly("runs", &Decoder::runs);
+  bind_decoders(m);
 
   py::class_<Drafter, std::shared_ptr<Drafter>>(m, "Drafter");
   py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(m, "ModelDrafter")
@@ -310,6 +228,7 @@ PYBIND11_MODULE(_core, m) {
       .def("set_draft_length", &Engine::set_draft_length, py::arg("k"))
       .def_property_readonly("draft_length", &Engine::draft_length)
       .def_property_readonly("max_context", &Engine::max_context)
+      .def_property_readonly("longest_draft", &Engine::longest_draft)
       .def_property_readonly("totals", [](const Engine& self) { return self.totals(); })
       .def_property_readonly("tokens",
                              [](const Engine& self) { return self.sequence().tokens(); });

@@ -76,6 +76,9 @@ class ModelDrafter final : public Drafter {
   double run_seconds() const override { return decoder_->run_seconds(); }
 
  private:
+  // Whether its model can take the whole sequence.
+  bool takes(const Sequence& sequence) const;
+
   std::shared_ptr<Decoder> decoder_;
 };
 

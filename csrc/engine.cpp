@@ -33,9 +33,7 @@ class Engine::LazyRows final : public TargetRows {
   const Distribution& row(std::int32_t i) override {
     for (; made_ <= i; ++made_) {
       if (made_ > 0) engine_.sampler_.see(engine_.proposal_.tokens()[made_ - 1]);
-      engine_.sampler_.distribution(
-          {logits_.row(made_), logits_.columns, engine_.target_->head_ids()}, true,
-          engine_.rows_[made_]);
+      engine_.sampler_.distribution(logits_.row(made_), true, engine_.rows_[made_]);
     }
     return engine_.rows_[i];
   }
@@ -69,6 +67,12 @@ void Engine::start(std::vector<std::int32_t> prompt, StreamOptions options) {
                   "prompt token " + std::to_string(i) + " is " + std::to_string(prompt[i]) +
                       ", outside the vocabulary of " + std::to_string(vocabulary));
     }
+  }
+  const std::int32_t first = target_->options().first_token;
+  if (first >= 0 && prompt.front() != first) {
+    throw Error(ErrorCode::invalid_input,
+                "the prompt begins with token " + std::to_string(prompt.front()) +
+                    "; a text of this model must begin with token " + std::to_string(first));
   }
   const std::int32_t shared = std::min(common_prefix(sequence_.tokens(), prompt), length - 1);
   target_->cache().truncate(shared);
@@ -154,7 +158,7 @@ Verdict Engine::verify() {
     Stopwatch watch(round_verify_seconds_);
     logits = target_->forward(step_tokens_.data(),
                               static_cast<std::int32_t>(step_tokens_.size()),
-                              proposal_.size() + 1);
+                              proposal_.size() + 1, sampler_.wanted());
   }
   totals_.verify_seconds += round_verify_seconds_;
   totals_.model_seconds += model_seconds() - before;
@@ -223,9 +227,10 @@ void Engine::rollback() {
 void Engine::set_draft_length(std::int32_t k) {
   const std::int32_t most = longest_draft();
   if (k != kAuto && (k < 1 || k > most)) {
-    throw Error(ErrorCode::invalid_input, "draft_length is " + std::to_string(k) +
-                                              "; it must be 1 to " + std::to_string(most) +
-                                              " or \"auto\"");
+    throw Error(ErrorCode::invalid_input,
+                "draft_length is " + std::to_string(k) + "; it must be 1 to " +
+                    std::to_string(most) + " or \"auto\": this target checks at most " +
+                    std::to_string(most) + " drafts in a step");
   }
   draft_length_ = k;
 }

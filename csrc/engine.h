@@ -74,6 +74,7 @@ class Engine {
   const Sequence& sequence() const { return sequence_; }
   const Totals& totals() const { return totals_; }
   std::int32_t max_context() const { return target_->cache().capacity(); }
+  std::int32_t longest_draft() const;  // that fits into one step of the target
 
  private:
   class LazyRows;
@@ -84,7 +85,6 @@ class Engine {
   RoundResult commit(const Verdict& verdict);
   void account(const Verdict& verdict, std::int32_t committed);
   void rollback();
-  std::int32_t longest_draft() const;  // that fits into one step of the target
   double model_seconds() const;
 
   std::shared_ptr<Decoder> target_;

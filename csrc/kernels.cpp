@@ -28,6 +28,7 @@ using lanes::Ints;
 using lanes::kWidth;
 using lanes::load;
 using lanes::load_part;
+using lanes::load_wide;
 using lanes::Longs;
 using lanes::select;
 using lanes::store;
@@ -130,6 +131,31 @@ inline float max_of(const float* x, std::int32_t n) {
   a = select(b > a, b, a);
   for (int j = 0; j < kWidth; ++j) best = a[j] > best ? a[j] : best;
   return best;
+}
+
+// Halves as the numbers they are. Subnormal halves become whole multiples of 2^-24, without the
+// subnormal floats that take many cycles (and that a thread may be set to read as zero).
+inline Floats widen(const Words& bits) {
+  const Words magnitude = bits & 0x7FFFu;
+  const Words sign = (bits & 0x8000u) << 16;
+  const Words exponent = all<Words>(112u << 23);  // 127 - 15, the difference of biases
+  const Ints special = bits_as<Ints>(magnitude) >= 0x7C00;  // infinite or no number
+  const Words normal = (magnitude << 13) + select(special, exponent + exponent, exponent);
+  const Words small = bits_as<Words>(convert<Floats>(bits_as<Ints>(magnitude)) * 0x1p-24f);
+  return bits_as<Floats>(select(bits_as<Ints>(magnitude) < 0x0400, small, normal) | sign);
+}
+
+// out[i] = real(x[i]).
+template <class Real>
+inline void to_floats(const std::uint16_t* x, std::int32_t n, float* out, const Real& real) {
+  for (std::int32_t i = 0; i < n; i += kWidth) {
+    const std::int32_t count = std::min(kWidth, n - i);
+    if (count == kWidth) {
+      store(real(load_wide(x + i, kWidth)), out + i);
+    } else {
+      store_part(real(load_wide(x + i, count)), out + i, count);
+    }
+  }
 }
 
 // Philox of kWidth successive counters: philox.h, lane by lane.
@@ -249,6 +275,19 @@ void scale(const float* x, float a, std::int32_t n, float* out) {
   std::int32_t i = 0;
   for (; i + kWidth <= n; i += kWidth) store(load(x + i) * a, out + i);
   for (; i < n; ++i) out[i] = a * x[i];
+}
+
+SPECDEC_CLONES
+void dequantize(const std::uint16_t* x, std::int32_t zero_point, float scale, std::int32_t n,
+                float* out) {
+  to_floats(x, n, out, [=](const Words& q) {
+    return convert<Floats>(bits_as<Ints>(q) - zero_point) * scale;
+  });
+}
+
+SPECDEC_CLONES
+void widen_halves(const std::uint16_t* x, std::int32_t n, float* out) {
+  to_floats(x, n, out, [](const Words& bits) { return widen(bits); });
 }
 
 SPECDEC_CLONES

@@ -31,6 +31,13 @@ void excess(const float* x, float a, const float* y, float b, std::int32_t n, fl
 // out[i] = a * x[i].
 void scale(const float* x, float a, std::int32_t n, float* out);
 
+// out[i] = (x[i] - zero_point) * scale, rounded once; 0 <= zero_point < 2^16.
+void dequantize(const std::uint16_t* x, std::int32_t zero_point, float scale, std::int32_t n,
+                float* out);
+
+// out[i] = the number that the bits x[i] are as an IEEE 754 half.
+void widen_halves(const std::uint16_t* x, std::int32_t n, float* out);
+
 // Writes the indices i with x[i] >= threshold, ascending; returns how many. out has room for n.
 std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out);
 

@@ -146,6 +146,12 @@ inline Floats load_part(const float* from, std::int32_t n) {
   for (int j = 0; j < n; ++j) result[j] = from[j];
   return result;
 }
+// The first n <= kWidth values, made wider.
+inline Words load_wide(const std::uint16_t* from, std::int32_t n) {
+  std::uint32_t wide[kWidth] = {};
+  for (int j = 0; j < n; ++j) wide[j] = from[j];
+  return load(wide);
+}
 inline void store_part(const Floats& from, float* to, std::int32_t n) {
   for (int j = 0; j < n; ++j) to[j] = from[j];
 }

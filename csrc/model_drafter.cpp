@@ -4,11 +4,18 @@
 
 namespace specdec {
 
+bool ModelDrafter::takes(const Sequence& sequence) const {
+  // Its context may be shorter than the target's, and only its own texts may have to begin with a
+  // certain token: then it drafts nothing.
+  const std::int32_t first = decoder_->options().first_token;
+  return sequence.length() <= decoder_->cache().capacity() &&
+         (first < 0 || sequence.tokens().front() == first);
+}
+
 void ModelDrafter::start(const Sequence& sequence, const std::function<bool()>& stop) {
   KvCache& cache = decoder_->cache();
   const std::int32_t missing = sequence.length() - 1 - cache.length();
-  // A context shorter than the target's: then it drafts nothing.
-  if (missing < 1 || sequence.length() > cache.capacity()) return;
+  if (missing < 1 || !takes(sequence)) return;
   decoder_->prefill(sequence.tokens().data() + cache.length(), missing, stop);
 }
 
@@ -16,7 +23,7 @@ void ModelDrafter::propose(const Sequence& sequence, const DraftRequest& request
                            Sampler& sampler, Proposal& proposal) {
   KvCache& cache = decoder_->cache();
   const std::int32_t k = std::min(request.k, cache.capacity() - sequence.length());
-  if (k < 1) return;
+  if (k < 1 || !takes(sequence)) return;
   // After rounds without drafts it may be many tokens behind; else one or two.
   const std::int32_t most = decoder_->options().max_width;
   const std::int32_t* tokens = sequence.tokens().data();
@@ -25,11 +32,12 @@ void ModelDrafter::propose(const Sequence& sequence, const DraftRequest& request
     decoder_->prefill(tokens + cache.length(), count, [] { return false; });
   }
   const std::int32_t behind = sequence.length() - cache.length();
-  LogitRows rows = decoder_->forward(tokens + cache.length(), behind, 1);
+  const Wanted wanted = sampler.wanted();
+  LogitRows rows = decoder_->forward(tokens + cache.length(), behind, 1, wanted);
   cache.commit(behind);
   for (std::int32_t i = 0; i < k; ++i) {
     Distribution& q = proposal.next_distribution();
-    sampler.distribution({rows.row(0), rows.columns, decoder_->head_ids()}, false, q);
+    sampler.distribution(rows.row(0), false, q);
     const auto offset = static_cast<std::uint32_t>(i);
     const std::int32_t token = request.rule == Rule::coupled
                                    ? q.race(request.noise, offset, request.race)
@@ -37,7 +45,7 @@ void ModelDrafter::propose(const Sequence& sequence, const DraftRequest& request
     proposal.push(token);
     sampler.see(token);
     if (i + 1 == k) break;
-    rows = decoder_->forward(&token, 1, 1);
+    rows = decoder_->forward(&token, 1, 1, wanted);
     cache.commit(1);
   }
   sampler.unsee(k);

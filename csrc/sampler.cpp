@@ -49,6 +49,11 @@ bool Sampler::penalises() const {
          options_.frequency_penalty != 0;
 }
 
+Wanted Sampler::wanted() const {
+  const bool unaltered = options_.logit_bias.empty() && !penalises();
+  return options_.greedy() && unaltered ? Wanted::best : Wanted::logits;
+}
+
 void Sampler::see(std::int32_t token) {
   if (counts_.empty()) return;
   Counts& counts = counts_[token];
@@ -89,9 +94,12 @@ void Sampler::adjust(const LogitRow& row) {
 }
 
 std::int32_t Sampler::argmax(const LogitRow& row) {
-  adjust(row);
-  const std::int32_t index = kernels::argmax(row.logits, row.size);
-  if (!std::isfinite(row.logits[index])) throw_bad_logits();
+  std::int32_t index = row.best;
+  if (row.logits != nullptr) {
+    adjust(row);
+    index = kernels::argmax(row.logits, row.size);
+    if (!std::isfinite(row.logits[index])) throw_bad_logits();
+  }
   return row.ids == nullptr ? index : row.ids[index];
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "distribution.h"
+#include "logits.h"
 #include "sequence.h"
 
 namespace specdec {
@@ -25,13 +26,6 @@ struct SamplingOptions {
   bool greedy() const { return temperature == 0; }
 };
 
-// One row of logits over `size` tokens; ids as in Distribution.
-struct LogitRow {
-  float* logits;
-  std::int32_t size;
-  const std::int32_t* ids;
-};
-
 // Turns rows of logits into distributions or argmaxes. Knows the tokens so far as far as the
 // penalties need them: those committed, and the drafts that a row is conditioned on.
 class Sampler {
@@ -39,6 +33,9 @@ class Sampler {
   void start(SamplingOptions options, std::int32_t vocabulary, const Sequence& sequence);
 
   const SamplingOptions& options() const { return options_; }
+
+  // What the options take from a row.
+  Wanted wanted() const;
 
   // The most probable token. Changes the row's logits where penalties or biases apply.
   std::int32_t argmax(const LogitRow& row);

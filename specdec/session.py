@@ -20,27 +20,30 @@ from specdec.checks import check_whole, shown
 from specdec.errors import InvalidInputError, ModelFolderError, ModelRunError
 from specdec.model_folder import ModelConfig
 
-BACKENDS = ("auto", "cpu")
+BACKENDS = ("auto", "cpu", "qnn")
 
 PREFILL_WIDTH = 128
 """Tokens in one step of a prefill."""
 
 
+def check_backend(backend: str, threads: int | None) -> None:
+    """Raise InvalidInputError unless ``backend`` is known and ``threads`` is None or at least 1."""
+    if backend not in BACKENDS:
+        raise InvalidInputError(
+            f"backend is {shown(backend)}; this build has {', '.join(map(repr, BACKENDS))}"
+        )
+    if threads is not None:
+        check_whole("threads", threads, 1, 1024, "1 to 1024, or None")
+
+
 class Session:
-    """A graph on a backend. Decoders made from one Session share its weights.
+    """A graph on the CPU. Decoders made from one Session share its weights.
 
     Raises:
-        InvalidInputError: Unknown backend, or threads < 1.
         ModelFolderError: ONNX Runtime cannot load the graph.
     """
 
-    def __init__(self, graph: Path, config: ModelConfig, *, backend: str, threads: int | None):
-        if backend not in BACKENDS:
-            raise InvalidInputError(
-                f"backend is {shown(backend)}; this build has {', '.join(map(repr, BACKENDS))}"
-            )
-        if threads is not None:
-            check_whole("threads", threads, 1, 1024, "1 to 1024, or None")
+    def __init__(self, graph: Path, config: ModelConfig, *, threads: int | None):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions: no need to print them as well
         if threads is not None:
@@ -81,7 +84,7 @@ class Session:
         """
         config = self._config
         runner = _Runner(self._session, config)
-        decoder = _core.Decoder(
+        decoder = _core.InPlaceDecoder(
             vocabulary=config.vocab,
             head_ids=[] if head_ids is None else head_ids.tolist(),
             layers=config.layers,

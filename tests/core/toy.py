@@ -40,7 +40,7 @@ class Toy:
         self.before_run: Callable[[int], None] | None = None  # gets the number of the run
         self.runs = 0
         self.poison = True
-        self.decoder = _core.Decoder(
+        self.decoder = _core.InPlaceDecoder(
             vocabulary=self.vocabulary,
             head_ids=head_ids or [],
             layers=1,

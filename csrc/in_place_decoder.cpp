@@ -1,0 +1,60 @@
+#include "in_place_decoder.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "error.h"
+
+namespace specdec {
+namespace {
+
+DecoderOptions checked(DecoderOptions o, const InPlaceDecoder::Padding& padding) {
+  // With more padding than one column the last tokens of the context could not be reached.
+  if (padding.min_width < 1 || padding.min_width > 2 || o.max_width < padding.min_width) {
+    throw Error(ErrorCode::invalid_input,
+                "a decoder needs a min_width of 1 or 2, and max_width >= min_width");
+  }
+  if (o.max_logit_rows < padding.min_width) {
+    throw Error(ErrorCode::invalid_input,
+                "a decoder needs max_logit_rows >= min_width: a padded step has a row for each");
+  }
+  o.least_logit_rows = 1;
+  return o;
+}
+
+}  // namespace
+
+InPlaceDecoder::InPlaceDecoder(DecoderOptions options, const Padding& padding,
+                               const InPlaceKvCache::Shape& cache, Run run)
+    : Decoder(checked(std::move(options), padding), std::move(run)),
+      padding_(padding),
+      cache_(cache) {
+  const DecoderOptions& o = this->options();
+  tokens_ = AlignedBuffer<std::int64_t>(o.max_width);
+  seqlens_k_ = AlignedBuffer<std::int32_t>(1);
+  total_length_ = AlignedBuffer<std::int32_t>(1);
+  first_logit_row_ = AlignedBuffer<std::int64_t>(1);
+  logits_ = AlignedBuffer<float>(static_cast<std::size_t>(o.max_logit_rows) * o.head_size);
+}
+
+LogitRows InPlaceDecoder::step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
+                               Wanted) {
+  const std::int32_t tile = padding_.row_tile;
+  std::int32_t width = std::max(n, padding_.min_width);
+  if (tile > 1 && width > tile && width % tile == 1) ++width;
+  const std::int32_t first = n - logit_rows;
+  if (width > options().max_width || width - first > options().max_logit_rows) {
+    refuse(n, logit_rows);
+  }
+  cache_.begin(width);
+  std::copy_n(tokens, n, tokens_.data());
+  for (std::int32_t i = n; i < width; ++i) tokens_[i] = tokens[n - 1];  // never looked at
+  const std::int32_t total = cache_.length() + width;
+  seqlens_k_[0] = total - 1;
+  total_length_[0] = total;
+  first_logit_row_[0] = first;
+  run(width, first);
+  return {logits_.data(), nullptr, logit_rows, options().head_size, head_ids()};
+}
+
+}  // namespace specdec

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+
+#include "aligned_buffer.h"
+#include "decoder.h"
+#include "kv_cache.h"
+
+namespace specdec {
+
+// A model whose graph takes steps of any width and writes the new K/V into the cache itself. The
+// `head` of its runs is the first row that logits are computed of.
+class InPlaceDecoder final : public Decoder {
+ public:
+  // Rows that are run beside those of the tokens; nobody looks at what comes of them.
+  struct Padding {
+    std::int32_t min_width = 1;  // 1, or 2: narrower steps are padded, so that rows do not depend on width
+    std::int32_t row_tile = 0;  // a wider step is padded too where it would leave a last tile of one row
+  };
+
+  InPlaceDecoder(DecoderOptions options, const Padding& padding,
+                 const InPlaceKvCache::Shape& cache, Run run);
+
+  InPlaceKvCache& cache() override { return cache_; }
+
+  // Buffers that sessions are bound to.
+  AlignedBuffer<std::int64_t>& tokens() { return tokens_; }          // [max_width]
+  AlignedBuffer<std::int32_t>& seqlens_k() { return seqlens_k_; }    // [1] total length - 1
+  AlignedBuffer<std::int32_t>& total_length() { return total_length_; }  // scalar
+  AlignedBuffer<std::int64_t>& first_logit_row() { return first_logit_row_; }  // [1]
+  AlignedBuffer<float>& logits() { return logits_; }  // [max_logit_rows, head_size]
+
+ private:
+  LogitRows step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
+                 Wanted wanted) override;
+
+  Padding padding_;
+  InPlaceKvCache cache_;
+  AlignedBuffer<std::int64_t> tokens_;
+  AlignedBuffer<std::int32_t> seqlens_k_;
+  AlignedBuffer<std::int32_t> total_length_;
+  AlignedBuffer<std::int64_t> first_logit_row_;
+  AlignedBuffer<float> logits_;
+};
+
+}  // namespace specdec
