@@ -6,21 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from specdec.convert.chat_templates import load_template
-from specdec.convert.checkpoint import ModelSource
 from specdec.convert.cpu_graph import GRAPH_FILE, GRAPH_VERSION, write_cpu_graph
-from specdec.convert.gguf_checkpoint import GgufCheckpoint
-from specdec.convert.huggingface_checkpoint import HuggingfaceCheckpoint
 from specdec.convert.layouts import DEFAULT_DRAFTER_LAYOUT, DEFAULT_LAYOUT, LAYOUTS
-from specdec.convert.tokenizer_files import write_chat_template
-from specdec.errors import CheckpointError, InvalidInputError
-from specdec.model_folder import create_model_folder, write_manifest
+from specdec.convert.source import open_source, write_around_graph, write_model_json
+from specdec.errors import InvalidInputError
+from specdec.model_folder import create_model_folder
 
 __all__ = ["DEFAULT_DRAFTER_LAYOUT", "DEFAULT_LAYOUT", "GRAPH_VERSION", "LAYOUTS", "convert"]
-
-HEAD_IDS_FILE = "head_ids.npy"
 
 
 def convert(
@@ -53,33 +46,13 @@ def convert(
         raise InvalidInputError(f"no layout '{layout}': choose one of {', '.join(LAYOUTS)}")
     report("checking", 0.0)
     template = None if chat_template is None else load_template(chat_template)
-    checkpoint = _open(source, target_source)
-    if problem := checkpoint.config.unsupported():
-        raise CheckpointError(f"{source}: it has {problem}, which is not supported")
+    checkpoint = open_source(source, target_source)
     layout = layout or (DEFAULT_DRAFTER_LAYOUT if checkpoint.is_drafter else DEFAULT_LAYOUT)
     name = name or destination.name
-    manifest: dict[str, Any] = {
-        "name": name,
-        "architecture": checkpoint.architecture_name,
-        "role": "drafter" if checkpoint.is_drafter else "target",
-        "config": _config_section(checkpoint),
-        "graph": {
-            "file": GRAPH_FILE,
-            "backend": "cpu",
-            "layout": layout,
-            "version": GRAPH_VERSION,
-        },
-        "head_ids": None if checkpoint.head_ids is None else HEAD_IDS_FILE,
-        "sampling": checkpoint.sampling if sampling is None else sampling,
-        "source": checkpoint.describe(),
-    }
+    graph = {"file": GRAPH_FILE, "backend": "cpu", "layout": layout, "version": GRAPH_VERSION}
     report("checking", 1.0)
     with create_model_folder(destination, replace=replace) as folder:
-        manifest["tokenizer"] = checkpoint.write_tokenizer(folder)
-        if template is not None:
-            manifest["tokenizer"]["chat_template"] = write_chat_template(template, folder)
-        if checkpoint.head_ids is not None:
-            np.save(folder / HEAD_IDS_FILE, checkpoint.head_ids.astype(np.int32))
+        tokenizer = write_around_graph(checkpoint, folder, template)
         write_cpu_graph(
             checkpoint,
             LAYOUTS[layout],
@@ -87,21 +60,7 @@ def convert(
             name=name,
             progress=lambda fraction: report("writing the graph", fraction),
         )
-        write_manifest(folder, manifest)
-    return destination
-
-
-def _open(source: Path, target_source: Path | None) -> ModelSource:
-    if not source.is_dir():
-        return GgufCheckpoint(source, target_source)
-    if target_source is not None:
-        raise InvalidInputError(
-            f"{source}: a Hugging Face folder holds a whole model; leave target_source out"
+        write_model_json(
+            checkpoint, folder, name=name, graph=graph, tokenizer=tokenizer, sampling=sampling
         )
-    return HuggingfaceCheckpoint(source)
-
-
-def _config_section(checkpoint: ModelSource) -> dict[str, Any]:
-    config = checkpoint.config
-    head_size = config.vocab if checkpoint.head_ids is None else len(checkpoint.head_ids)
-    return {**config.as_manifest(), "head_size": head_size}
+    return destination

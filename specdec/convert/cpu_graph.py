@@ -79,7 +79,7 @@ class _Writer:
             for part in ("key", "value"):
                 graph.input(f"past_{part}.{layer}", np.float32, cache)
                 graph.output(f"present_{part}.{layer}", np.float32, cache)
-        cosine, sine = _rotary_tables(self.checkpoint)
+        cosine, sine = rotary_tables(self.checkpoint)
         graph.initializer("rotary.cosine", cosine)
         graph.initializer("rotary.sine", sine)
 
@@ -179,12 +179,14 @@ def _norm_bound(gain: FloatArray) -> float:
     return math.sqrt(gain.size) * float(np.abs(gain).max())
 
 
-def _rotary_tables(checkpoint: Checkpoint) -> tuple[FloatArray, FloatArray]:
-    """Cosines and sines [context, head_dim / 2] of every position's rotation."""
+def rotary_tables(
+    checkpoint: Checkpoint, positions: int | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Cosines and sines [positions (None: context), head_dim / 2] of each position's rotation."""
     config = checkpoint.config
     half = config.head_dim // 2
     frequencies = config.rope_theta ** -(np.arange(half) / half)
     if checkpoint.rope_factors is not None:
         frequencies = frequencies / checkpoint.rope_factors
-    angles = np.outer(np.arange(config.context), frequencies)
+    angles = np.outer(np.arange(positions or config.context), frequencies)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -59,8 +59,8 @@ class ChannelLinear:
         return self.codes.astype(np.float32) * self.scales
 
     def weights(self, graph: Graph, name: str) -> str:
-        codes = graph.initializer(f"{name}.codes", _narrow(self.codes, self.bits))
-        scales = graph.initializer(f"{name}.scales", self.scales.astype(np.float32))
+        codes = graph.initializer(f"{name}.weights.codes", _narrow(self.codes, self.bits))
+        scales = graph.initializer(f"{name}.weights.scales", self.scales.astype(np.float32))
         return graph.node("DequantizeLinear", [codes, scales], f"{name}.weights", axis=1)
 
 
@@ -93,10 +93,12 @@ class BlockLinear:
         return values.reshape(inputs, outputs)
 
     def weights(self, graph: Graph, name: str) -> str:
-        codes = graph.initializer(f"{name}.codes", _narrow(self.codes, 4))
-        steps = graph.initializer(f"{name}.block_steps", self.block_scales)
-        scales = graph.initializer(f"{name}.scales", self.scales.astype(np.float32))
-        blocks = graph.node("DequantizeLinear", [steps, scales], f"{name}.block_scales", axis=1)
+        codes = graph.initializer(f"{name}.weights.codes", _narrow(self.codes, 4))
+        steps = graph.initializer(f"{name}.weights.block_steps", self.block_scales)
+        scales = graph.initializer(f"{name}.weights.scales", self.scales.astype(np.float32))
+        blocks = graph.node(
+            "DequantizeLinear", [steps, scales], f"{name}.weights.block_scales", axis=1
+        )
         return graph.node(
             "DequantizeLinear",
             [codes, blocks],
