@@ -61,7 +61,8 @@ class ChannelLinear:
     def weights(self, graph: Graph, name: str) -> str:
         codes = graph.initializer(f"{name}.weights.codes", _narrow(self.codes, self.bits))
         scales = graph.initializer(f"{name}.weights.scales", self.scales.astype(np.float32))
-        return graph.node("DequantizeLinear", [codes, scales], f"{name}.weights", axis=1)
+        zeros = _zeros(graph, self.scales.shape, self.bits)
+        return graph.node("DequantizeLinear", [codes, scales, zeros], f"{name}.weights", axis=1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class BlockLinear:
         )
         return graph.node(
             "DequantizeLinear",
-            [codes, blocks],
+            [codes, blocks, _zeros(graph, self.block_scales.shape, 4)],
             f"{name}.weights",
             axis=0,
             block_size=self.block,
@@ -198,6 +199,12 @@ def _round_blocks(weights: FloatArray, block: int) -> BlockLinear:
     codes = np.rint(blocks / (steps * scales)[:, None])
     codes = np.clip(codes, -8, 7).astype(np.int8).reshape(inputs, outputs)
     return BlockLinear(codes, steps, scales.astype(np.float32))
+
+
+def _zeros(graph: Graph, shape: tuple[int, ...], bits: int) -> str:
+    """Zero points: without them the NPU misreads 4-bit codes, in silence. Shared by a shape."""
+    name = f"zeros.{bits}.{'x'.join(map(str, shape))}"
+    return graph.initializer(name, _narrow(np.zeros(shape, np.int8), bits))
 
 
 def _narrow(codes: SignedArray, bits: int) -> NDArray[np.int8]:
