@@ -111,7 +111,7 @@ class Generator:
         Raises:
             InvalidInputError: A bad argument.
             VocabularyMismatchError: Target and drafter have different vocabularies.
-            PullError, ModelFolderError: A model cannot be had.
+            PullError, ModelFolderError, BackendError: A model cannot be had.
         """
         if acceptance not in RULES:
             raise InvalidInputError(
@@ -139,7 +139,7 @@ class Generator:
         """Draft tokens in a round, or ``"auto"``.
 
         May be set at any time, from any thread; the next round obeys. InvalidInputError outside
-        1..32.
+        1..32, or beyond what one step of a fixed-shape target can check.
         """
         length = self._engine.draft_length
         return "auto" if length == _core.AUTO else length
@@ -149,9 +149,14 @@ class Generator:
         if length == "auto":
             self._engine.set_draft_length(_core.AUTO)
             return
-        most = _core.MAX_DRAFT_LENGTH
-        plain = "; for plain decoding leave the drafter out" if length == 0 else ""
-        wanted = f"1 to {most}, or 'auto'{plain}"
+        most = self._engine.longest_draft
+        hint = "; for plain decoding leave the drafter out" if length == 0 else ""
+        if most < _core.MAX_DRAFT_LENGTH and is_whole(length) and length > most:
+            hint = (
+                f": {self.target.name} was made to check {most} drafts in a step; convert it with "
+                "a wider width for more"
+            )
+        wanted = f"1 to {most}, or 'auto'{hint}"
         self._engine.set_draft_length(check_whole("draft_length", length, 1, most, wanted))
 
     @property
@@ -185,7 +190,8 @@ class Generator:
             **overrides: Fields of SamplingParams to replace.
 
         Raises:
-            InvalidInputError: At the call, for a bad prompt or parameter.
+            InvalidInputError: At the call, for a bad prompt or parameter, or a prompt that does
+                not begin with the token that the drafter's texts must begin with.
             ContextFullError: At the call, for a prompt longer than the context.
             GeneratorBusyError: At the first chunk, while another stream runs.
             ModelRunError: A model failed; the caches are at the committed prefix.
@@ -200,6 +206,7 @@ class Generator:
                 f"{settings.temperature:g}; use 'block', which is greedy at 0 as well"
             )
         tokens = self.encode(prompt, raw=raw)
+        self._check_first_token(tokens)
         if len(tokens) >= self._max_context:
             raise ContextFullError(
                 f"the prompt has {len(tokens)} tokens and the context {self._max_context}; "
@@ -210,6 +217,9 @@ class Generator:
         options.set_rule(self._acceptance)
         options.stop_ids = [] if settings.ignore_eos else sorted(self.target.tokenizer.stop_ids)
         options.max_tokens = min(settings.max_tokens or 0, self._max_context)
+        if self._engine.max_context > self._max_context:  # a target of fixed shape has its own
+            room = self._max_context - len(tokens)
+            options.max_tokens = min(options.max_tokens or room, room)
         # An answer is a text of its own; a raw prompt's continuation is not.
         answers = not raw if isinstance(prompt, str) else isinstance(prompt[0], Mapping)
         text_stream = TextStream(
@@ -242,7 +252,17 @@ class Generator:
         self._engine.cancel()
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """The prompt's tokens, as ``stream`` takes it."""
+        """The prompt's tokens, as ``stream`` takes it.
+
+        Texts on a fixed-shape target with a sink begin with one token (``Model.first_token``),
+        whose keys and values were computed beforehand: it is put in front of a prompt that does
+        not begin with it, whether there is a drafter or not.
+        """
+        tokens = self._encode(prompt, raw)
+        first = self.target.first_token
+        return tokens if first is None or tokens[0] == first else [first, *tokens]
+
+    def _encode(self, prompt: Prompt, raw: bool) -> list[int]:
         tokenizer = self.target.tokenizer
         if isinstance(prompt, str):
             if not prompt:
@@ -269,6 +289,17 @@ class Generator:
                 )
         return [int(token) for token in prompt]  # type: ignore[arg-type]
 
+    def _check_first_token(self, tokens: Sequence[int]) -> None:
+        if not isinstance(self.draft, Model):
+            return
+        first = self.draft.first_token
+        if first is not None and tokens[0] != first:
+            text = self.target.tokenizer.token_text(first)
+            raise InvalidInputError(
+                f"texts on the drafter {self.draft.name} begin with {text!r} (token {first}), and "
+                f"this prompt with token {tokens[0]}; begin it so, or use another drafter"
+            )
+
     def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return encode_chat(self.target.tokenizer, self.target.chat_template, messages)
 
@@ -289,6 +320,13 @@ class Generator:
                 f"{self.draft.name} can propose {self.draft.config.vocab} tokens with padding, "
                 f"and {self.target.name} takes {self.target.config.vocab}; use a drafter that was "
                 "made for this target, or draft='ngram'"
+            )
+        first, wanted = self.target.first_token, self.draft.first_token
+        if first is not None and wanted not in (None, first):
+            raise InvalidInputError(
+                f"texts on {self.target.name} begin with token {first}, and on the drafter "
+                f"{self.draft.name} with token {wanted}; use a drafter that was made for this "
+                "target"
             )
         capacity = min(self._max_context, self.draft.config.context)
         return _core.ModelDrafter(

@@ -11,9 +11,13 @@ import numpy as np
 from specdec import _core
 from specdec.checks import shown
 from specdec.errors import InvalidInputError, ModelFolderError
+from specdec.htp_plan import HtpPlan
 from specdec.hub import resolve
 from specdec.model_folder import ModelConfig, ModelFolder
-from specdec.session import Session
+from specdec.qnn import provider
+from specdec.qnn.chain import FixedSession
+from specdec.qnn.options import QnnOptions
+from specdec.session import Session, check_backend
 from specdec.tokenizer import Tokenizer
 
 # Steps of two rows and more give bit-identical rows; a single row runs through other kernels.
@@ -26,15 +30,27 @@ _ATTENTION_TILE_HEADS = 2
 class Model:
     """A target or a drafter. Generators share a Model's weights; each has a KV cache of its own."""
 
-    def __init__(self, folder: ModelFolder, *, backend: str = "auto", threads: int | None = None):
+    def __init__(
+        self,
+        folder: ModelFolder,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        qnn: QnnOptions | None = None,
+    ):
+        check_backend(backend, threads)
+        if qnn is not None and not isinstance(qnn, QnnOptions):
+            raise InvalidInputError(f"qnn is {shown(qnn)}; it must be QnnOptions or None")
         self.folder = folder
         self.tokenizer = Tokenizer.load(folder)
         self.head_ids = _load_head_ids(folder)
-        self.backend = folder.backend if backend == "auto" else backend
+        self.backend = _choose_backend(folder, backend)
         self.threads = threads
-        self._session = Session(
-            folder.graph_path, folder.config, backend=self.backend, threads=threads
-        )
+        self._session: Session | FixedSession
+        if folder.backend == "qnn":
+            self._session = FixedSession(folder, backend=self.backend, threads=threads, options=qnn)
+        else:
+            self._session = Session(folder.graph_path, folder.config, threads=threads)
 
     @classmethod
     def load(
@@ -43,25 +59,31 @@ class Model:
         *,
         backend: str = "auto",
         threads: int | None = None,
+        qnn: QnnOptions | None = None,
     ) -> Model:
         """Load a model by name (pulled first if need be) or from its folder.
 
         Args:
             name_or_folder: A name that ``specdec.pull`` knows, or a model folder.
-            backend: ``"cpu"``, or ``"auto"`` for the one that the folder was made for.
-            threads: Threads of one step; None takes one for each physical core.
+            backend: ``"cpu"``; ``"qnn"`` for the NPU, or its simulator on x86-64, which takes a
+                folder that was quantised for it; or ``"auto"``: of such a folder the NPU where
+                there is one, and else the CPU.
+            threads: Threads of one step on the CPU; None takes one for each physical core.
+            qnn: How the NPU is to run it.
 
         Raises:
             PullError: Neither a folder nor a known name, or the download failed.
             ModelFolderError: A file is missing, altered or of another format version.
-            InvalidInputError: Unknown backend, or threads < 1.
+            BackendError: The NPU cannot be had, or does not take the model.
+            InvalidInputError: Unknown backend, one that the folder was not made for, or
+                threads < 1.
         """
         if not isinstance(name_or_folder, (str, os.PathLike)):
             raise InvalidInputError(
                 f"{shown(name_or_folder)} is no model; give a name, a folder or a Model"
             )
         folder = ModelFolder.open(resolve(name_or_folder))
-        return cls(folder, backend=backend, threads=threads)
+        return cls(folder, backend=backend, threads=threads, qnn=qnn)
 
     @property
     def name(self) -> str:
@@ -72,6 +94,24 @@ class Model:
     def config(self) -> ModelConfig:
         """Sizes of the network."""
         return self.folder.config
+
+    @property
+    def plan(self) -> HtpPlan | None:
+        """The graphs of a model of fixed shape; None for one that takes steps of any width."""
+        return self._session.plan if isinstance(self._session, FixedSession) else None
+
+    @property
+    def first_token(self) -> int | None:
+        """The token that every text on this model begins with; None where any may come first."""
+        sink = self._session.sink if isinstance(self._session, FixedSession) else None
+        return None if sink is None else sink.token
+
+    @property
+    def device(self) -> str:
+        """What the model runs on, for people: ``"CPU"``, ``"NPU"`` or ``"NPU simulator"``."""
+        if self.backend != "qnn":
+            return "CPU"
+        return "NPU" if provider.npu_present() else "NPU simulator"
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -95,8 +135,10 @@ class Model:
         Raises:
             InvalidInputError: There is no memory for that capacity.
         """
-        tile = _ATTENTION_TILE_HEADS * self.config.head_dim
         try:
+            if isinstance(self._session, FixedSession):
+                return self._session.new_decoder(head_ids=self.head_ids)
+            tile = _ATTENTION_TILE_HEADS * self.config.head_dim
             return self._session.new_decoder(
                 capacity=capacity,
                 min_width=_MIN_TARGET_WIDTH if as_target else 1,
@@ -117,22 +159,64 @@ class Model:
 
         Where they are, greedy text and text of the ``coupled`` rule do not depend on draft lengths
         at all. Where they are not (other kernels, other processors), drafting still follows the
-        target's distribution, but a near-tie may fall the other way.
+        target's distribution, but a near-tie may fall the other way. The probe is five steps: on
+        the simulator of an NPU they take seconds each.
         """
-        tokens = [(7 * i + 11) % self.config.vocab for i in range(16)]
+        rows = 12 if self.plan is None else min(12, self.plan.widths[-1])
+        end = 4 + rows
+        tokens = [(7 * i + 11) % self.config.vocab for i in range(end)]
+        if self.first_token is not None:
+            tokens[0] = self.first_token
         decoder = self.new_decoder(capacity=32, max_logit_rows=16)
-        decoder.forward(tokens[:4], 1)
-        decoder.commit(4)
-        whole = np.array(decoder.forward(tokens[4:16], 12))
+        decoder.forward(tokens[:1], 1)  # alone, as texts on models with a sink begin
+        decoder.commit(1)
+        decoder.forward(tokens[1:4], 1)
+        decoder.commit(3)
+        whole = np.array(decoder.forward(tokens[4:end], rows))
         for width in (2, 5):
-            if not np.array_equal(decoder.forward(tokens[4 : 4 + width], width), whole[:width]):
-                return False
-        decoder.forward(tokens[4:9], 1)  # in two steps, over what the wide step left behind
-        decoder.commit(5)
-        return np.array_equal(decoder.forward(tokens[9:16], 7), whole[5:])
+            if width < rows:
+                part = decoder.forward(tokens[4 : 4 + width], width)
+                if not np.array_equal(part, whole[:width]):
+                    return False
+        first = min(5, rows - 1)
+        decoder.forward(tokens[4 : 4 + first], 1)  # in two, over what the wide step left behind
+        decoder.commit(first)
+        rest = decoder.forward(tokens[4 + first : end], rows - first)
+        return np.array_equal(rest, whole[first:])
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, layout={self.folder.layout!r}, backend={self.backend!r})"
+
+
+def _choose_backend(folder: ModelFolder, backend: str) -> str:
+    """The backend to run a folder's graphs on; the simulator is never chosen for the user."""
+    if folder.backend not in ("cpu", "qnn"):
+        raise ModelFolderError(
+            f"{folder.path}: was made for backend {folder.backend!r}, which is unknown to this "
+            "version of specdec"
+        )
+    if folder.backend == "cpu":
+        if backend == "qnn":
+            raise InvalidInputError(
+                f"{folder.name} ({folder.path}) was made for the CPU and backend is 'qnn'; make "
+                "one for the NPU with: specdec quantize"
+            )
+        return "cpu"
+    if backend == "cpu" and folder.is_compiled:
+        raise InvalidInputError(
+            f"{folder.name} ({folder.path}) is compiled and backend is 'cpu'; use 'qnn', or the "
+            "folder that it was compiled from"
+        )
+    if backend != "auto":
+        return backend
+    if provider.npu_present():
+        return "qnn"
+    if folder.is_compiled:
+        raise InvalidInputError(
+            f"{folder.name} ({folder.path}) is compiled for an NPU and there is none here; "
+            "backend='qnn' runs it in the simulator, where there is one"
+        )
+    return "cpu"
 
 
 def _load_head_ids(folder: ModelFolder) -> np.ndarray[Any, np.dtype[np.int32]] | None:

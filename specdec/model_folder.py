@@ -146,6 +146,11 @@ class ModelFolder:
         return self._optional(self._section("graph"), "version", int) or 0
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether the graphs are compiled for one chip."""
+        return isinstance(self.manifest.get("graph", {}).get("compiled"), dict)
+
+    @property
     def head_ids_path(self) -> Path | None:
         """int32 ``[head_size]``: the vocabulary id of each head row; None for a whole head."""
         if self.manifest.get("head_ids") is None:
@@ -210,11 +215,11 @@ class ModelFolder:
         size, digest = self._value(entry, "bytes", int), self._value(entry, "sha256", str)
         file = self.path / name
         if not file.is_file():
-            raise ModelFolderError(f"{file}: missing; {_REMEDY}")
+            raise ModelFolderError(f"{file}: missing; {self._remedy}")
         if (found := file.stat().st_size) != size:
-            raise ModelFolderError(f"{file}: has {found} bytes instead of {size}; {_REMEDY}")
+            raise ModelFolderError(f"{file}: has {found} bytes instead of {size}; {self._remedy}")
         if verify and _sha256(file) != digest:
-            raise ModelFolderError(f"{file}: its content was altered (SHA-256); {_REMEDY}")
+            raise ModelFolderError(f"{file}: its content was altered (SHA-256); {self._remedy}")
 
     def _file(self, name: str) -> Path:
         if name not in self._section("files"):
@@ -236,7 +241,11 @@ class ModelFolder:
         return value
 
     def _error(self, what: str) -> ModelFolderError:
-        return ModelFolderError(f"{self.path / MANIFEST}: {what}; {_REMEDY}")
+        return ModelFolderError(f"{self.path / MANIFEST}: {what}; {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return "compile it again" if self.is_compiled else _REMEDY
 
 
 @contextmanager
