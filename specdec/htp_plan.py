@@ -95,6 +95,12 @@ class HtpPlan:
         """Whether there is a ``"logits"`` or ``"best"`` head."""
         return any(part.kind == kind for part in self.parts)
 
+    def weight_groups(self) -> list[tuple[Part, ...]]:
+        """The parts by the weights that they read: the heads have theirs in common."""
+        heads = tuple(part for part in self.parts if part.kind != "layers")
+        groups = [(part,) for part in self.parts if part.kind == "layers"]
+        return [*groups, heads] if heads else [*groups]
+
     def write(self, folder: Path) -> None:
         """Writes ``htp.json`` into ``folder``."""
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"

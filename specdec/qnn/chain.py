@@ -63,11 +63,12 @@ class FixedSession:
         if compiled is not None:
             options = check_compiled(folder, compiled, options)
         self._graphs: dict[tuple[str, int], Any] = {}
-        for part in self.plan.parts:
-            for index, (width, name) in enumerate(part.graphs.items()):
-                path = folder.path / name
+        for group in self.plan.weight_groups():
+            graphs = [(part, width) for part in group for width in part.graphs]
+            for part, width in graphs:
+                path = folder.path / part.graphs[width]
                 if backend == "qnn":
-                    last = index + 1 == len(part.graphs)
+                    last = (part, width) == graphs[-1]
                     config = compiled.session_config(last) if compiled is not None else {}
                     session = open_session(path, options, config)
                 else:

@@ -31,7 +31,7 @@ class Compiled:
     soc_model: int
     htp_arch: int
     shared_weights: bool
-    """Whether the widths of a part share one binary."""
+    """Whether graphs that read the same weights share one binary."""
     onnxruntime: str
     onnxruntime_qnn: str
     qnn: str
@@ -61,7 +61,7 @@ class Compiled:
         return compiled
 
     def session_config(self, last: bool) -> Mapping[str, str]:
-        """Configuration of the sessions of a part; ``last`` is that of its last width."""
+        """Configuration of the sessions that share a binary; ``last`` is for the last of them."""
         if not self.shared_weights:
             return {}
         stop = {"ep.stop_share_ep_contexts": "1"} if last else {}

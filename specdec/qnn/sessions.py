@@ -29,20 +29,27 @@ _FALLBACK_LINES = (
 )
 
 
-def open_session(graph: Path, options: QnnOptions, config: Mapping[str, str] | None = None) -> Any:
+def open_session(
+    graph: Path,
+    options: QnnOptions,
+    config: Mapping[str, str] | None = None,
+    *,
+    log_severity: int = _FATAL,
+) -> Any:
     """An ``onnxruntime.InferenceSession`` with all of a graph on the NPU (or its simulator).
 
     Args:
         graph: An ONNX file with fixed shapes, or a wrapper of a context binary.
         options: The provider's options.
         config: More entries of the session's configuration.
+        log_severity: What ONNX Runtime prints: 4 nothing, 0 all.
 
     Raises:
         BackendError: The provider cannot be had or does not start, or it does not take the whole
             graph: then the message names the first node and its operator.
     """
     try:
-        return _open(graph, options, config or {}, {}, _FATAL)
+        return _open(graph, options, config or {}, {}, log_severity)
     except BackendError:
         raise
     except Exception as error:
