@@ -148,6 +148,31 @@ MUTATIONS = {
         "static_cast<std::uint64_t>(sequence_.length())};\n  return",
         "const RoundNoise noise{options_.sampling.seed, 0};\n  return",
     ),
+    "fixed shape: the row length of the new keys": (
+        "scatter_kv_cache.cpp",
+        "copy(source, width, target, past,",
+        "copy(source, past, target, past,",
+    ),
+    "fixed shape: the columns of a step are those of its first": (
+        "scatter_kv_cache.cpp",
+        "std::max(length_, position_)",
+        "length_",
+    ),
+    "fixed shape: what is forgotten stays in the mask": (
+        "step_mask.cpp",
+        "if (length < shown_) fill(length, shown_, values_.blocked);",
+        "",
+    ),
+    "fixed shape: the token after the sink at position 0": (
+        "fixed_decoder.cpp",
+        "run_graph(tokens + known, n - known, position + known, head)",
+        "run_graph(tokens + known, n - known, position, head)",
+    ),
+    "fixed shape: an argmax that penalties would have changed": (
+        "sampler.cpp",
+        "options_.logit_bias.empty() && !penalises()",
+        "options_.logit_bias.empty()",
+    ),
 }
 
 # Exits with 1 where a check fails. One smaller draw of every case, and a few streams.
@@ -156,6 +181,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import numpy as np
 from specdec import _core
+from fixed_toy import FixedToy
 from rules import cases, check, core_draw, core_verifier
 from toy import Toy, near, plain_text, random_table, run_stream, stream_options
 
@@ -182,6 +208,14 @@ for temperature in (0.0, 1.0):
             least = 0.5 if drafter.logits.shape[1] == 12 else 0.2
             if temperature and accepted < least * drafted:
                 fail(f"acceptance: {{accepted}} of {{drafted}}")
+fixed = FixedToy(table, sink=1, has_best=True), FixedToy(near(table, 1), sink=1, has_best=True)
+engine = _core.Engine(fixed[0].decoder, _core.ModelDrafter(fixed[1].decoder))
+engine.set_draft_length(5)
+for prompt in ([1, 2], [1, 3, 4], [1]):
+    for extra in ({{}}, penalties):
+        options = stream_options(temperature=0.0, max_tokens=100, **extra)
+        if run_stream(engine, prompt, options) != plain_text(fixed[0].table, prompt, options):
+            fail("equality of models of fixed shape with the others")
 for rule in ("token", "block", "coupled"):
     for number, case in enumerate(cases()):
         outcome = check(
