@@ -47,6 +47,7 @@ setup(
         "specdec.cli",
         "specdec.convert",
         "specdec.convert.chat_templates",
+        "specdec.qnn",
         "specdec.recipes",
     ],
     package_dir={"specdec.recipes": "models"},

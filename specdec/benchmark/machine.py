@@ -43,4 +43,9 @@ def cpu_model() -> str:
 
 
 def _describe(model: Model) -> dict[str, Any]:
-    return {"name": model.name, "layout": model.folder.layout, "source": model.folder.source}
+    return {
+        "name": model.name,
+        "layout": model.folder.layout,
+        "device": model.device,
+        "source": model.folder.source,
+    }

@@ -11,7 +11,10 @@ from typer.core import TyperGroup
 
 from specdec.cli.bench import bench
 from specdec.cli.chat import chat
+from specdec.cli.compile import compile_command
 from specdec.cli.convert import convert
+from specdec.cli.doctor import doctor
+from specdec.cli.estimate import estimate
 from specdec.cli.generate import generate
 from specdec.cli.inspect import inspect
 from specdec.cli.pull import pull
@@ -70,7 +73,10 @@ app.command()(chat)
 app.command()(bench)
 app.command()(pull)
 app.command()(convert)
+app.command("compile")(compile_command)
 app.command()(inspect)
+app.command()(doctor)
+app.command()(estimate)
 
 
 def main() -> None:

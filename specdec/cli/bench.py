@@ -13,6 +13,8 @@ import typer
 from specdec.cli.options import (
     DEFAULT_MODEL,
     AcceptanceOption,
+    BackendOption,
+    DraftBackendOption,
     DraftOption,
     MaxContextOption,
     ModelOption,
@@ -47,7 +49,14 @@ def bench(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", help="Most tokens of one text.")
     ] = 128,
-    k: Annotated[str, typer.Option("--k", help="Draft lengths: '1..8', '4' or '2,4,6'.")] = "1..8",
+    k: Annotated[
+        str | None,
+        typer.Option(
+            "--k",
+            help="Draft lengths: '1..8', '4' or '2,4,6'.",
+            show_default="1..8, or what one step of the target can check",
+        ),
+    ] = None,
     repeat: Annotated[int, typer.Option(help="Times that everything is run.")] = 3,
     temperature: Annotated[
         float, typer.Option("--temperature", "-t", help="0 is greedy; others are untruncated.")
@@ -55,6 +64,8 @@ def bench(
     acceptance: AcceptanceOption = "block",
     max_context: MaxContextOption = None,
     threads: ThreadsOption = None,
+    backend: BackendOption = "auto",
+    draft_backend: DraftBackendOption = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all figures here; '-' prints them.")
     ] = None,
@@ -65,7 +76,7 @@ def bench(
     """
     if repeat < 1:
         raise InvalidInputError(f"--repeat is {repeat}; it must be at least 1")
-    lengths = parse_draft_lengths(k)
+    lengths = parse_draft_lengths(k or "1..8")
     if json_file is not None:
         _check_writable(json_file)
 
@@ -76,7 +87,10 @@ def bench(
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, **UNTRUNCATED)
     kinds = load_prompts(prompts or [])
-    pair = load_pair(model, draft, threads)
+    pair = load_pair(model, draft, threads, backend=backend, draft_backend=draft_backend)
+    plan = pair.target.plan
+    if k is None and plan is not None:
+        lengths = [length for length in lengths if length < plan.widths[-1]]
     entrants = contestants(pair.draft, lengths)
     runs = _run(pair, entrants, kinds, params, repeat, acceptance, max_context)
     same_text = temperature == 0 or acceptance == "coupled"

@@ -39,9 +39,9 @@ def print_report(
 def _print_heading(console: Console, report: dict[str, Any]) -> None:
     machine, settings = report["machine"], report["settings"]
     target, draft = machine["target"], machine["draft"]
-    models = f"target {target['name']} ({target['layout']})"
+    models = f"target {target['name']} ({target['layout']}, {target['device']})"
     if draft is not None:
-        models += f", drafter {draft['name']} ({draft['layout']})"
+        models += f", drafter {draft['name']} ({draft['layout']}, {draft['device']})"
     console.print(models, style="bold")
     console.print(
         f"{machine['cpu']}, {machine['logical_cores']} logical cores, "

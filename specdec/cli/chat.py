@@ -9,6 +9,8 @@ import typer
 
 from specdec.cli.options import (
     DEFAULT_MODEL,
+    BackendOption,
+    DraftBackendOption,
     DraftLengthOption,
     DraftOption,
     MaxContextOption,
@@ -32,6 +34,8 @@ def chat(
     draft_length: DraftLengthOption = "auto",
     max_context: MaxContextOption = None,
     threads: ThreadsOption = None,
+    backend: BackendOption = "auto",
+    draft_backend: DraftBackendOption = "auto",
     system: SystemOption = None,
     no_stats: Annotated[bool, typer.Option("--no-stats", help="No figures.")] = False,
 ) -> None:
@@ -47,7 +51,7 @@ def chat(
     from specdec.sampling import SamplingParams
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    pair = load_pair(model, draft, threads)
+    pair = load_pair(model, draft, threads, backend=backend, draft_backend=draft_backend)
     generator = Generator(pair.target, pair.draft, draft_length=length, max_context=max_context)
     messages = [] if system is None else [{"role": "system", "content": system}]
     while (line := _read_line()) is not None:

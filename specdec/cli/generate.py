@@ -10,6 +10,8 @@ import typer
 from specdec.cli.options import (
     DEFAULT_MODEL,
     AcceptanceOption,
+    BackendOption,
+    DraftBackendOption,
     DraftLengthOption,
     DraftOption,
     MaxContextOption,
@@ -48,6 +50,8 @@ def generate(
     acceptance: AcceptanceOption = "block",
     max_context: MaxContextOption = None,
     threads: ThreadsOption = None,
+    backend: BackendOption = "auto",
+    draft_backend: DraftBackendOption = "auto",
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without a chat template.")
     ] = False,
@@ -80,7 +84,7 @@ def generate(
         stop=stop or (),
     )
     text = _read_prompt(prompt, raw)
-    pair = load_pair(model, draft, threads)
+    pair = load_pair(model, draft, threads, backend=backend, draft_backend=draft_backend)
     generator = Generator(
         pair.target,
         pair.draft,

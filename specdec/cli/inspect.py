@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specdec.cli.options import ThreadsOption
+from specdec.cli.options import BackendOption, ThreadsOption
 
 if TYPE_CHECKING:
     from specdec.model import Model
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 def inspect(
     model: Annotated[str, typer.Argument(help="A known name, or a model folder.")],
     threads: ThreadsOption = None,
+    backend: BackendOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show a model: sizes, layout, tokenizer, source, and whether its rows are width-invariant."""
     from specdec.cli.models import load_model
 
-    description = describe(load_model(model, threads))
+    description = describe(load_model(model, threads, backend))
     if as_json:
         print(json.dumps(description, indent=2, ensure_ascii=False))
     else:
@@ -54,10 +55,30 @@ def describe(model: Model) -> dict[str, Any]:
         "head": {"trimmed": config.head_size < config.vocab, "ids": config.head_size},
         "sampling": model.recommended_sampling,
         "source": folder.source,
+        "plan": describe_plan(model),
         "backend": model.backend,
+        "device": model.device,
         "runtime": f"onnxruntime {onnxruntime.__version__}",
         "threads": model.threads,
-        "width_invariant": model.width_invariant,
+        # Simulated steps take seconds each.
+        "width_invariant": None if model.device == "NPU simulator" else model.width_invariant,
+    }
+
+
+def describe_plan(model: Model) -> dict[str, Any] | None:
+    """The graphs of a model of fixed shape; None for another."""
+    plan = model.plan
+    if plan is None:
+        return None
+    return {
+        "context": plan.past,
+        "widths": list(plan.widths),
+        "parts": {
+            part.name: {"kind": part.kind, "layers": part.end_layer - part.first_layer}
+            for part in plan.parts
+        },
+        "first_token": model.first_token,
+        "compiled": model.folder.manifest["graph"].get("compiled"),
     }
 
 
@@ -80,7 +101,9 @@ def _print_description(model: dict[str, Any]) -> None:
     stops = ", ".join(f"{text} ({token})" for text, token in tokenizer["stop_tokens"].items())
     sampling = ", ".join(f"{name} {value}" for name, value in model["sampling"].items())
     source = model["source"]
-    threads = model["threads"] or "one for each physical core"
+    runs_on = f"{model['device']} ({model['runtime']})"
+    if model["backend"] == "cpu":
+        runs_on += f", threads: {model['threads'] or 'one for each physical core'}"
     rows = {
         "name": f"{model['name']} ({model['role']})",
         "folder": model["folder"],
@@ -92,6 +115,7 @@ def _print_description(model: dict[str, Any]) -> None:
         ),
         "context": f"{config['context']} tokens, RoPE theta {config['rope_theta']:g}",
         "layout": model["layout"],
+        **_plan_rows(model["plan"]),
         "files": f"{_megabytes(sum(model['files'].values()))}: {files}",
         "tokenizer": f"{tokenizer['vocabulary']} tokens; stops at {stops or 'none'}",
         "chat template": "yes" if tokenizer["chat_template"] else "none; prompts need --raw",
@@ -101,7 +125,7 @@ def _print_description(model: dict[str, Any]) -> None:
         ) + (", tied to the embedding" if config["tied_head"] else ""),
         "sampling": sampling or "no recommendation",
         "source": ", ".join(f"{name} {value}" for name, value in source.items()) or "not recorded",
-        "runs on": f"{model['backend']} ({model['runtime']}), threads: {threads}",
+        "runs on": runs_on,
         "width-invariant": _WIDTH_INVARIANCE[model["role"], model["width_invariant"]],
     }  # fmt: skip
     table = Table.grid(padding=(0, 2))
@@ -115,7 +139,30 @@ def _print_description(model: dict[str, Any]) -> None:
     console.print(table)
 
 
+def _plan_rows(plan: dict[str, Any] | None) -> dict[str, str]:
+    if plan is None:
+        return {}
+    layers = [part["layers"] for part in plan["parts"].values() if part["kind"] == "layers"]
+    heads = [name for name, part in plan["parts"].items() if part["kind"] != "layers"]
+    first, compiled = plan["first_token"], plan["compiled"]
+    return {
+        "graphs": (
+            f"steps of {' or '.join(map(str, plan['widths']))} tokens over a past of "
+            f"{plan['context']}; parts of {', '.join(map(str, layers))} layers, heads: "
+            f"{', '.join(heads)}"
+        ),
+        "texts begin with": "any token" if first is None else f"token {first}, added if need be",
+        "compiled for": (
+            "no chip" if compiled is None
+            else f"{compiled['soc']} (Hexagon v{compiled['htp_arch']}) by QNN {compiled['qnn']}, "
+            + ("weights shared" if compiled["shared_weights"] else "a binary for each graph")
+        ),
+    }  # fmt: skip
+
+
 _WIDTH_INVARIANCE = {
+    ("target", None): "not probed in the simulator",
+    ("drafter", None): "not probed in the simulator (for a drafter it does not matter)",
     ("target", True): (
         "yes: a token's logits are the same bits however many tokens share its step, so greedy "
         "text is the same token for token whatever the drafter and the draft length"

@@ -38,28 +38,37 @@ class Pair:
         return f"{self.target.name} drafted by {self.drafter_name}{chosen}"
 
 
-def load_pair(model: str, draft: str | None, threads: int | None) -> Pair:
+def load_pair(
+    model: str,
+    draft: str | None,
+    threads: int | None,
+    *,
+    backend: str = "auto",
+    draft_backend: str = "auto",
+) -> Pair:
     """The models that ``--model`` and ``--draft`` name; None takes the model's known drafter."""
     from specdec.generator import Ngram
 
     drafter = draft or known_drafter(model) or NONE
-    target = load_model(model, threads)
+    target = load_model(model, threads, backend)
     by_default = draft is None
     if drafter == NONE:
         return Pair(target, None, by_default)
     if drafter == NGRAM:
         return Pair(target, Ngram(), by_default)
-    return Pair(target, target if drafter == model else load_model(drafter, threads), by_default)
+    if drafter == model and draft_backend == backend:
+        return Pair(target, target, by_default)
+    return Pair(target, load_model(drafter, threads, draft_backend), by_default)
 
 
-def load_model(name_or_folder: str, threads: int | None = None) -> Model:
+def load_model(name_or_folder: str, threads: int | None = None, backend: str = "auto") -> Model:
     """A model by name, pulled first if need be, or from its folder."""
     from specdec.hub import resolve
     from specdec.model import Model
 
     with StageProgress(name_or_folder) as progress:
         folder = resolve(name_or_folder, progress=progress)
-    return Model.load(folder, threads=threads)
+    return Model.load(folder, threads=threads, backend=backend)
 
 
 def known_drafter(model: str) -> str | None:

@@ -36,6 +36,15 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(help="Threads of one step.", show_default="one for each physical core"),
 ]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend", help="What it runs on: 'cpu', 'qnn' (an NPU, or its simulator) or 'auto'."
+    ),
+]
+DraftBackendOption = Annotated[
+    str, typer.Option(help="What the drafter runs on, as --backend for the target.")
+]
 TemperatureOption = Annotated[
     float | None,
     typer.Option("--temperature", "-t", help="0 is greedy.", show_default="the model's"),
