@@ -74,7 +74,7 @@ class WeightLayout:
 
 LAYOUTS: Mapping[str, WeightLayout] = {
     "w4a16": WeightLayout(4, 8),
-    "w4a16-lpbq": WeightLayout(4, 8, block=32),
+    **{f"w4a16-b{block}": WeightLayout(4, 8, block=block) for block in (64, 32, 16)},
     "w8a16": WeightLayout(8, 8),
     "fp16": WeightLayout(16, 16, kv_bytes=2),
 }
