@@ -120,18 +120,19 @@ def step_bytes(
         _linear_bytes(inputs, outputs, layout.layer_bits, layout.block)
         for inputs, outputs in shape.linears
     )
-    row = shape.hidden * _ELEMENT
     columns = 2 * shape.layers * shape.kv_heads * shape.head_dim * layout.kv_bytes
-    graphs = parts
-    activations = width * columns + parts * width * (past + width + shape.head_dim) * _ELEMENT
+    written = _tiled(width)  # rows leave the NPU in whole tiles
+    activations = width * columns + parts * _ELEMENT * (
+        width * (shape.hidden + past + width + shape.head_dim) + written * shape.hidden
+    )
     if head is not None:
-        graphs += 1
         weights += _linear_bytes(shape.hidden, shape.head_size, layout.head_bits, None)
-        activations += width * (shape.head_size * _ELEMENT if head == "logits" else 4)
+        logits = shape.head_size * _ELEMENT if head == "logits" else 4
+        activations += width * shape.hidden * _ELEMENT + written * logits
     return StepBytes(
         weights=weights,
         past=past * columns,
-        activations=activations + 2 * graphs * width * row,
+        activations=activations,
         spilled=shape.layers * layer_spill,
     )
 
@@ -140,7 +141,7 @@ def step_operations(shape: DecoderShape, *, width: int, head: bool = True) -> fl
     """Multiplications and additions of a step's linears, its rows rounded up to whole tiles."""
     _check_at_least(1, width=width)
     weights = shape.layers * shape.layer_weights + (shape.head_weights if head else 0)
-    return 2.0 * weights * ROW_TILE * math.ceil(width / ROW_TILE)
+    return 2.0 * weights * _tiled(width)
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,10 @@ class Pair:
                 f"{sorted(self.target_seconds)}"
             )
         return self.target_seconds[width]
+
+
+def _tiled(rows: int) -> int:
+    return ROW_TILE * math.ceil(rows / ROW_TILE)
 
 
 def _linear_bytes(inputs: int, outputs: int, bits: int, block: int | None) -> float:

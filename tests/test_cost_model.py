@@ -41,8 +41,9 @@ def test_bytes_add_up_by_hand() -> None:
     assert moved.past == 2 * 2 * 2 * 16 * 100  # K and V, layers, heads, head_dim, columns
     new = 4 * 2 * 2 * 2 * 16
     attention_inputs = 2 * 4 * (104 + 16) * 2  # mask and rotary, in both parts
-    rows = 2 * 3 * 4 * 64 * 2  # in and out, three graphs
-    assert moved.activations == new + attention_inputs + rows + 4 * 300 * 2
+    rows_in = 3 * 4 * 64 * 2  # of three graphs
+    rows_out = 2 * 32 * 64 * 2 + 32 * 300 * 2  # whole tiles
+    assert moved.activations == new + attention_inputs + rows_in + rows_out
     assert moved.total == moved.weights + moved.past + moved.activations
 
 
@@ -51,7 +52,7 @@ def test_head_in_graph_argmax_saves_the_logits() -> None:
         head: step_bytes(TINY, LAYOUTS["w8a16"], past=8, width=8, head=head).total
         for head in ("logits", "best", None)
     }
-    assert steps["logits"] - steps["best"] == 8 * (300 * 2 - 4)
+    assert steps["logits"] - steps["best"] == 32 * (300 * 2 - 4)
     assert steps["best"] > steps[None]
 
 
@@ -66,8 +67,8 @@ def test_bytes_grow_with_what_they_count() -> None:
 
 
 def test_a_7b_layer_reads_what_the_compiler_says() -> None:
-    """QNN 2.51 for sm8650: 110.96 MB at width 1, 111.04 at 8, 111.28 at 32, past 1,024."""
-    for width, compiled in ((1, 110.96e6), (8, 111.04e6), (32, 111.28e6)):
+    """QNN 2.51 for sm8650, read and written, at widths 1, 8 and 32 behind 1,024 columns."""
+    for width, compiled in ((1, 111.30e6), (8, 111.46e6), (32, 111.88e6)):
         counted = step_bytes(
             DecoderShape(1, 4096, 32, 32, 128, 11008, 32000),
             LAYOUTS["w4a16"],
@@ -75,7 +76,7 @@ def test_a_7b_layer_reads_what_the_compiler_says() -> None:
             width=width,
             head=None,
         )
-        assert counted.total == pytest.approx(compiled, rel=0.01)
+        assert counted.total == pytest.approx(compiled, rel=0.002)
 
 
 def test_operations_are_flat_up_to_a_tile_then_double() -> None:
