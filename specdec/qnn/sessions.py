@@ -91,6 +91,8 @@ def _explained(
 ) -> BackendError:
     with tempfile.TemporaryDirectory() as folder:
         trace = {"enable_framework_op_trace": "1", "framework_op_trace_dir": folder}
+        # What the first try wrote of a binary would be in the way.
+        config = {key: config[key] for key in config if not key.startswith("ep.context_")}
         with native_output() as output:
             try:
                 _open(graph, options, config, trace, _ERROR)
