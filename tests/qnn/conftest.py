@@ -10,6 +10,9 @@ import pytest
 from specdec import Model
 from specdec.convert.htp_folder import convert_htp
 from specdec.qnn.compile import compile_model
+from tests.cli.conftest import cli
+
+__all__ = ["cli"]
 
 FIRST = 1
 """The first token of the tiny chat template, and so of every text."""
