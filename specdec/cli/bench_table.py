@@ -47,6 +47,8 @@ def _print_heading(console: Console, report: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['logical_cores']} logical cores, "
         f"threads: {machine['threads']}, onnxruntime {machine['onnxruntime']}"
     )
+    if (npu := machine["npu"]) is not None:
+        console.print(f"NPU of {npu['chip'] or 'an unknown chip'}, QNN {npu['qnn']}")
     prompts = ", ".join(f"{count} {kind}" for kind, count in settings["prompts"].items())
     console.print(
         f"prompts: {prompts}; up to {settings['max_tokens']} tokens each, repeated "
