@@ -56,7 +56,7 @@ def fixed_drafter(
 def half_target(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of float16 graphs of ``tiny_target``: no sink, one width, one head."""
     folder = tmp_path_factory.mktemp("fixed") / "tiny-fp16"
-    return convert_htp(tiny_gguf, folder, layout="fp16", widths=(4,), context=PAST, best_head=False)
+    return convert_htp(tiny_gguf, folder, layout="fp16", widths=(8,), context=PAST, best_head=False)
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def test_float16_with_one_width_and_no_best_head(half_target: Path) -> None:
     result = generator.generate(PROMPT, GREEDY)
     assert result.tokens == Generator(model).generate(PROMPT, GREEDY).tokens
     assert result.stats.acceptance_rate == 1
-    error_of(InvalidInputError, lambda: setattr(generator, "draft_length", 4), "1 to 3")
+    error_of(InvalidInputError, lambda: setattr(generator, "draft_length", 8), "1 to 7")
 
 
 @pytest.mark.parametrize("acceptance", ["block", "coupled"])
