@@ -153,7 +153,7 @@ MUTATIONS = {
         "copy(source, width, target, past,",
         "copy(source, past, target, past,",
     ),
-    "fixed shape: the columns of a step are those of its first": (
+    "fixed shape: the column of the sink is written over": (
         "scatter_kv_cache.cpp",
         "std::max(length_, position_)",
         "length_",
