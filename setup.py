@@ -48,6 +48,7 @@ setup(
         "specdec.convert",
         "specdec.convert.chat_templates",
         "specdec.qnn",
+        "specdec.quantize",
         "specdec.recipes",
     ],
     package_dir={"specdec.recipes": "models"},
@@ -55,6 +56,7 @@ setup(
         "specdec": ["py.typed", "_core.pyi"],
         "specdec.benchmark": ["prompts.json"],
         "specdec.convert.chat_templates": ["*.jinja"],
+        "specdec.quantize": ["*.txt"],
         "specdec.recipes": ["*/recipe.json", "*/*.gguf"],
     },
     ext_modules=[

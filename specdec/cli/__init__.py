@@ -18,6 +18,7 @@ from specdec.cli.estimate import estimate
 from specdec.cli.generate import generate
 from specdec.cli.inspect import inspect
 from specdec.cli.pull import pull
+from specdec.cli.quantize import quantize
 from specdec.errors import ModelRunError, SpecdecError
 
 __all__ = ["app", "main"]
@@ -73,6 +74,7 @@ app.command()(chat)
 app.command()(bench)
 app.command()(pull)
 app.command()(convert)
+app.command()(quantize)
 app.command("compile")(compile_command)
 app.command()(inspect)
 app.command()(doctor)

@@ -1,0 +1,96 @@
+"""Grids of integers that a weight may be rounded to, and the choice of their steps.
+
+Weights are [K, N]: rows are inputs, columns are outputs, so ``y = x @ w``. A grid gives each block
+of ``K / B`` successive inputs of each output a step and, where it has minima, an offset:
+``w[k, n] ~ offsets[b, n] + steps[b, n] * code[k, n]`` with ``b = k // block``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
+CodeArray: TypeAlias = NDArray[np.uint8]
+SignedArray: TypeAlias = NDArray[np.int8]
+
+_TINY = 1e-12  # a block of zeros still needs a step
+_SHRINKS = np.linspace(1.0, 0.5, 26, dtype=np.float32)  # of the largest magnitude
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a weight matrix [K, N] may be rounded to."""
+
+    steps: FloatArray  # [B, N], positive; B = 1 is one step per output
+    bits: int
+    offsets: FloatArray | None = None  # [B, N]; None: zero
+
+    @property
+    def lowest(self) -> int:
+        """The least code; the greatest is ``-lowest - 1``."""
+        return -(1 << (self.bits - 1))
+
+    def rows(self, first: int, end: int, inputs: int) -> tuple[FloatArray, FloatArray | float]:
+        """Steps and offsets of the inputs ``first .. end - 1`` of ``inputs``, each [rows, N]."""
+        blocks = np.arange(first, end) // (inputs // len(self.steps))
+        return self.steps[blocks], 0.0 if self.offsets is None else self.offsets[blocks]
+
+    def round(self, weights: FloatArray) -> SignedArray:
+        """The nearest codes, int8 [K, N]."""
+        steps, offsets = self.rows(0, len(weights), len(weights))
+        codes = np.rint((weights - offsets) / steps).clip(self.lowest, -self.lowest - 1)
+        result: SignedArray = codes.astype(np.int8)
+        return result
+
+    def values(self, codes: SignedArray) -> FloatArray:
+        """What the codes stand for, float32 [K, N]."""
+        steps, offsets = self.rows(0, len(codes), len(codes))
+        return (codes * steps + offsets).astype(np.float32)
+
+
+def nearest_grid(weights: FloatArray, bits: int, block: int | None) -> Grid:
+    """Steps from the largest magnitude of each block (None: of each output): round to nearest."""
+    largest = np.abs(_blocks(weights, block)).max(axis=1)
+    return Grid(np.maximum(largest / ((1 << (bits - 1)) - 1), _TINY).astype(np.float32), bits)
+
+
+def fitted_grid(
+    weights: FloatArray, bits: int, block: int | None, importance: FloatArray | None = None
+) -> Grid:
+    """The steps with the least ``sum_k importance[k] * (w - rounded)^2`` in each block.
+
+    ``importance`` is what an error at an input costs: the second moment of that input, [K]; None
+    counts all the same. Steps are sought among fractions of ``nearest_grid``'s, itself one of them,
+    so that by this measure the result is never worse.
+    """
+    widest = nearest_grid(weights, bits, block).steps
+    best = widest.copy()
+    least = np.full(widest.shape, np.inf, np.float32)
+    for shrink in _SHRINKS:
+        grid = Grid(widest * shrink, bits)
+        costs = block_costs(weights, grid, importance)
+        better = costs < least
+        best[better] = grid.steps[better]
+        least[better] = costs[better]
+    return Grid(best, bits)
+
+
+def block_costs(weights: FloatArray, grid: Grid, importance: FloatArray | None) -> FloatArray:
+    """``sum_k importance[k] * (w - rounded)^2`` of each block, [B, N]."""
+    blocks = weights.reshape(len(grid.steps), -1, weights.shape[1])
+    steps = grid.steps[:, None]
+    error = np.clip(np.rint(blocks / steps), grid.lowest, -grid.lowest - 1) * steps - blocks
+    error *= error
+    if importance is not None:
+        error *= importance.reshape(len(blocks), -1, 1)
+    costs: FloatArray = error.sum(axis=1)
+    return costs
+
+
+def _blocks(weights: FloatArray, block: int | None) -> FloatArray:
+    """[B, block, N]."""
+    return weights.reshape(-1, block or len(weights), weights.shape[1])
