@@ -94,12 +94,14 @@ def compile_model(
             f"{folder.path}: is compiled already, for {section.soc if section else 'a chip'}; "
             "compile the folder that it came from"
         )
+    target = Path(destination)
+    if target.resolve() == folder.path.resolve():
+        raise InvalidInputError(f"{target}: is the source; name another folder to compile into")
     share = chip is not SIMULATOR if share_weights is None else share_weights
     options = replace(options or QnnOptions(), soc_model=chip.soc_model, htp_arch=chip.htp_arch)
     provider.devices()  # what is missing is said before anything is written
     plan = HtpPlan.read(folder.graph_path)
     report = progress or (lambda stage, fraction: None)
-    target = Path(destination)
     with create_model_folder(target, replace=replace_folder) as out:
         parts = []
         groups = plan.weight_groups()

@@ -58,7 +58,8 @@ def _provider() -> str:
     (device,) = provider.devices()
     if provider.is_simulator(device):
         return "starts; there is no NPU, it simulates one: to try things, thousands of times slower"
-    return "starts; finds an NPU"
+    troubles = _troubles()
+    return f"starts; finds an NPU{f', but says: {troubles}' if troubles else ''}"
 
 
 def _devices() -> Check:
@@ -75,6 +76,20 @@ def _described(device: Any) -> str:
         f"{device.ep_name} on {kind} of {hardware.vendor or 'no vendor'} "
         f"({hardware.vendor_id:#x}:{hardware.device_id:#x}{', ' + more if more else ''})"
     )
+
+
+def _troubles() -> str:
+    """What the provider itself has against the NPU; "" for nothing."""
+    try:
+        from onnxruntime.capi import _pybind_state as state
+
+        (device,) = provider.devices()
+        details = state.get_hardware_device_ep_incompatibility_details(
+            provider.PROVIDER, device.device
+        )
+        return str(details["notes"] or "") if details["reasons_bitmask"] else ""
+    except Exception:  # older versions do not tell, and the graph below will
+        return ""
 
 
 def _run(graph: Path) -> str:

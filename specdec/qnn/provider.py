@@ -11,6 +11,7 @@ import ctypes
 import platform
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any
@@ -65,9 +66,10 @@ def start() -> Any:
         if _package is None:
             package = _import_package()
             _register(package)
-            if not _npus() and sys.platform == "linux":
-                # It prints a line on standard output when it is first loaded.
-                with native_output():
+            if not _npus() and _is_x86() and sys.platform == "linux":
+                # The simulator prints a line on standard output when it is first loaded. What is
+                # wrong with it, a session will tell.
+                with native_output(), suppress(OSError):
                     ctypes.CDLL(package.get_qnn_htp_path())
             _package = package
         return _package

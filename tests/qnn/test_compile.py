@@ -132,6 +132,11 @@ def test_what_cannot_be_compiled(
     error_of(InvalidInputError, lambda: compile_model(compiled_target, out, "sm8650"), "already")
     error_of(InvalidInputError, lambda: compile_model(fixed_target, out, "sm1"), "'sm1'", "sm8650")
     error_of(ModelFolderError, lambda: compile_model(tmp_path / "no", out, "sm8650"), "no")
+    error_of(
+        InvalidInputError,
+        lambda: compile_model(fixed_target, fixed_target, "sm8650", replace_folder=True),
+        "is the source",
+    )
     out.mkdir()
     (out / "mine").write_text("x")
     error_of(ModelFolderError, lambda: compile_model(fixed_target, out, "sm8650"), "made")
