@@ -7,6 +7,7 @@ the CPU, bindings are made once; a step changes values in buffers, never binding
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,9 @@ from specdec.qnn.sink import Sink, load_sink
 
 _HEADS = (None, "logits", "best")
 """What the core's numbers of heads mean."""
+_loading = threading.Lock()
+"""Held while a model's sessions are made: graphs of a shared binary are handed from one to the
+next by name, which another model's might have as well."""
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(uint8)": np.uint8,
     "tensor(uint16)": np.uint16,
@@ -63,18 +67,17 @@ class FixedSession:
         if compiled is not None:
             options = check_compiled(folder, compiled, options)
         self._graphs: dict[tuple[str, int], Any] = {}
-        for group in self.plan.weight_groups():
-            graphs = [(part, width) for part in group for width in part.graphs]
-            for part, width in graphs:
-                path = folder.path / part.graphs[width]
-                if backend == "qnn":
-                    last = (part, width) == graphs[-1]
-                    config = compiled.session_config(last) if compiled is not None else {}
-                    session = open_session(path, options, config)
-                else:
-                    session = _open_on_cpu(path, threads)
-                _check_graph(path, session, _shapes(self._config, self.plan, part, width))
-                self._graphs[part.name, width] = session
+        config = {} if compiled is None else compiled.session_config()
+        with _loading:
+            for part in self.plan.parts:
+                for width, name in part.graphs.items():
+                    path = folder.path / name
+                    if backend == "qnn":
+                        session = open_session(path, options, config)
+                    else:
+                        session = _open_on_cpu(path, threads)
+                    _check_graph(path, session, _shapes(self._config, self.plan, part, width))
+                    self._graphs[part.name, width] = session
 
     def new_decoder(
         self, *, head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None

@@ -60,12 +60,13 @@ class Compiled:
                 )
         return compiled
 
-    def session_config(self, last: bool) -> Mapping[str, str]:
-        """Configuration of the sessions that share a binary; ``last`` is for the last of them."""
-        if not self.shared_weights:
-            return {}
-        stop = {"ep.stop_share_ep_contexts": "1"} if last else {}
-        return {"ep.share_ep_contexts": "1", **stop}
+    def session_config(self) -> Mapping[str, str]:
+        """Configuration of the sessions that load the binaries.
+
+        Where they share one, the first session that loads it leaves the other graphs to those that
+        follow, which find theirs by name.
+        """
+        return {"ep.share_ep_contexts": "1"} if self.shared_weights else {}
 
     def command(self, folder: Path, soc: str | None = None) -> str:
         """What to run to compile it again."""
