@@ -78,10 +78,26 @@ class FloatForward:
         ]  # [tokens, hidden] of each text
         self._rotary = rotary_tables(checkpoint, longest)
 
+    def cache(self, weights: LayerWeights, prefix: str, observe: Observe) -> None:
+        """Observes ``key_rotated`` and ``value`` alone, and moves nothing."""
+        for stream in self._streams:
+            observer = _Observer(observe, prefix)
+            x = self._norm(stream, weights.norms["attention_norm"])
+            key = self._heads(x @ weights.linears["key"])
+            observer.heads("key_rotated", self._rotate(key))
+            observer("value", x @ weights.linears["value"])
+
     def layer(
-        self, weights: LayerWeights, prefix: str, observe: Observe
+        self,
+        weights: LayerWeights,
+        prefix: str,
+        observe: Observe,
+        key_centre: FloatArray | None = None,
     ) -> tuple[FloatArray, FloatArray]:
         """Moves every text through one layer, observing its sites under ``prefix``.
+
+        ``key_centre`` [kv_heads * head_dim] is subtracted from the rotated keys before they are
+        multiplied, which moves the scores of a row alike and changes nothing else.
 
         Returns the first text's keys (rotated) and values of position 0, [kv_heads, head_dim].
         Sites in order: ``attention_norm``; ``query``, ``key``, ``value`` (outputs of their
@@ -93,7 +109,7 @@ class FloatForward:
         sinks = []
         for index, stream in enumerate(self._streams):
             observer = _Observer(observe, prefix)
-            stream, *sink = self._attention(weights, stream, observer)
+            stream, *sink = self._attention(weights, stream, observer, key_centre)
             self._streams[index] = self._feed_forward(weights, stream, observer)
             sinks.append(sink)
         return sinks[0][0], sinks[0][1]
@@ -108,23 +124,27 @@ class FloatForward:
         return first
 
     def _attention(
-        self, weights: LayerWeights, stream: FloatArray, observer: _Observer
+        self,
+        weights: LayerWeights,
+        stream: FloatArray,
+        observer: _Observer,
+        key_centre: FloatArray | None,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         config, linears = self._config, weights.linears
         rows = len(stream)
         x = observer("attention_norm", self._norm(stream, weights.norms["attention_norm"]))
         query, key, value = (
-            observer(role, x @ linears[role]).reshape(rows, -1, config.head_dim).swapaxes(0, 1)
-            for role in ("query", "key", "value")
+            self._heads(observer(role, x @ linears[role])) for role in ("query", "key", "value")
         )  # each [heads, rows, head_dim]
         query = observer.heads("query_rotated", self._rotate(query))
         key = observer.heads("key_rotated", self._rotate(key))
+        keys = key if key_centre is None else key - key_centre.reshape(len(key), 1, -1)
         mixed = np.empty((config.heads, rows, config.head_dim), np.float32)
         group = config.heads // config.kv_heads
         hidden_columns = np.triu(np.ones((rows, rows), bool), 1)
         for head in range(config.kv_heads):
             queries = slice(head * group, (head + 1) * group)
-            scores = query[queries] @ key[head].T  # [group, rows, rows]
+            scores = query[queries] @ keys[head].T  # [group, rows, rows]
             scores[:, hidden_columns] = -np.inf
             highest = scores.max(axis=-1, keepdims=True)
             observer.scores(scores, highest)
@@ -147,6 +167,10 @@ class FloatForward:
         gated = observer("gated", silu * up)
         update = observer("down", gated @ linears["down"])
         return observer("residual", stream + update)
+
+    def _heads(self, x: FloatArray) -> FloatArray:
+        """[rows, heads * head_dim] as [heads, rows, head_dim]."""
+        return x.reshape(len(x), -1, self._config.head_dim).swapaxes(0, 1)
 
     def _rotate(self, x: FloatArray) -> FloatArray:
         rows = x.shape[1]

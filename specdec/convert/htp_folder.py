@@ -16,9 +16,9 @@ from specdec.convert.htp_calibration import Calibration
 from specdec.convert.htp_graph import HALF_ENCODINGS, HTP_GRAPH_VERSION, LayerTensors
 from specdec.convert.htp_layouts import DEFAULT_HTP_LAYOUT, HTP_LAYOUTS, HtpLayout
 from specdec.convert.htp_parts import DEFAULT_PART_BYTES, LayersPart, cut_layers, write_heads
-from specdec.convert.htp_ranges import HALF, ROTARY, Range, Ranges, encode16, quantise
+from specdec.convert.htp_ranges import HALF, ROTARY, Range, Ranges, encode_range, quantise
 from specdec.convert.htp_stats import Quantiser, round_linear
-from specdec.convert.htp_weights import QuantLinear
+from specdec.convert.htp_weights import MinimaLinear, QuantLinear
 from specdec.convert.matrix import FloatArray
 from specdec.convert.source import open_source, write_around_graph, write_model_json
 from specdec.errors import CheckpointError, InvalidInputError
@@ -65,7 +65,8 @@ def convert_htp(
             statistics for ``quantiser``). Each begins with the sink token (the model's BOS, else
             the token that they all begin with); where one does not, it is put in front. Not needed
             for float16.
-        quantiser: Decides codes and scales of each linear.
+        quantiser: Decides codes and scales of each linear. Kinds with minima it is asked for
+            before there are statistics of the layer.
         gather_moments: Whether ``quantiser`` wants the statistics of the linears' inputs.
         ranges: By site, instead of those of ``calibration``.
         part_bytes: Weights that a part may hold.
@@ -85,7 +86,7 @@ def convert_htp(
     report("checking", 0.0)
     template = None if chat_template is None else load_template(chat_template)
     checkpoint = open_source(source, target_source)
-    _check_sizes(widths, context, checkpoint.config)
+    _check_sizes(widths, context, checkpoint.config, layout)
     widths = tuple(sorted(set(widths)))
     graph = {
         "file": PLAN_FILE,
@@ -160,8 +161,7 @@ class _Writer:
         progress(config.layers / (config.layers + 1))
         heads, logits = self._heads(x, best_head)
         if self._calibration is not None:
-            sink: dict[str, Any] = self._calibration.sink(self._keys, self._values)
-            np.savez(self._folder / SINK_FILE, **sink)
+            np.savez(self._folder / SINK_FILE, **self._calibration.sink())
         progress(1.0)
         return HtpPlan(
             past=self._past,
@@ -183,31 +183,46 @@ class _Writer:
         """The tensors of ``layer``, whose input is encoded as ``x``."""
         weights = LayerWeights.load(self._checkpoint, layer)
         prefix = f"layers.{layer}."
-        encodings = HALF_ENCODINGS
+        linears = {
+            role: self._quantise(prefix + role, weights.linears[role], None)
+            for role in LINEAR_INPUTS
+            if self._layout.kind(prefix + role).minima
+        }
+        minima = {role: each for role, each in linears.items() if isinstance(each, MinimaLinear)}
+        encodings, constants = HALF_ENCODINGS, {}
         if self._calibration is not None:
-            encodings = self._calibration.layer(layer, weights, x)
+            encodings, scales = self._calibration.layer(layer, weights, x, minima)
+            constants = scales.constants()
+        for role, site in LINEAR_INPUTS.items():
+            if role not in linears:
+                linears[role] = self._quantise(prefix + role, weights.linears[role], prefix + site)
+        if self._calibration is not None:
+            linears |= scales.applied(linears)
         self._keys.append(encodings["key_cache"])
         self._values.append(encodings["value_cache"])
-        linears = {
-            role: self._quantise(prefix + role, weights.linears[role], prefix + site)
-            for role, site in LINEAR_INPUTS.items()
-        }
-        return LayerTensors(linears, weights.norms, encodings)
+        return LayerTensors(linears, weights.norms, encodings, constants)
 
     def _heads(self, x: Encoding, best_head: bool) -> tuple[list[Part], Encoding]:
         gain = self._checkpoint.vector("final_norm")
         weights = load_linear(self._checkpoint, "head")
+        linear = None
+        if self._layout.kind("head").minima:
+            linear = self._quantise("head", weights, None)
         encodings = HALF_ENCODINGS
         if self._calibration is not None:
-            encodings = self._calibration.head(gain, weights, x)
-        linear = self._quantise("head", weights, "final_norm")
+            minima = linear if isinstance(linear, MinimaLinear) else None
+            encodings = self._calibration.head(gain, weights, x, minima)
+        linear = linear or self._quantise("head", weights, "final_norm")
         parts = write_heads(
             self._folder, self._config, self._widths, gain, linear, encodings, best=best_head
         )
         return parts, encodings["logits"]
 
-    def _quantise(self, name: str, weights: FloatArray, site: str) -> QuantLinear:
-        stats = None if self._calibration is None else self._calibration.stats(site)
+    def _quantise(self, name: str, weights: FloatArray, site: str | None) -> QuantLinear:
+        """``site`` is the input's; None: before the layer's statistics are known."""
+        stats = None
+        if self._calibration is not None and site is not None:
+            stats = self._calibration.stats(site)
         return self._quantiser(name, weights, self._layout.kind(name), stats)
 
     def _write_embedding(self) -> Encoding:
@@ -219,7 +234,7 @@ class _Writer:
             seen = Ranges()
             for rows in pieces:
                 seen.observe("x", matrix.take_rows(rows).dequantise())
-            encoding = encode16(*seen["x"])
+            encoding = encode_range(seen["x"])
         with (self._folder / EMBEDDING_FILE).open("wb") as file:
             for rows in pieces:
                 quantise(matrix.take_rows(rows).dequantise(), encoding).tofile(file)
@@ -238,9 +253,16 @@ def _layout(name: str) -> HtpLayout:
     return HTP_LAYOUTS[name]
 
 
-def _check_sizes(widths: Sequence[int], context: int, config: ModelConfig) -> None:
-    if not widths or min(widths) < 1 or max(widths) > _WIDEST:
-        raise InvalidInputError(f"widths {list(widths)}: give one or more of 1 to {_WIDEST}")
+def _check_sizes(
+    widths: Sequence[int], context: int, config: ModelConfig, layout: HtpLayout
+) -> None:
+    # Other widths run in other kernels, whose results differ in their last bits: a draft of another
+    # length would then give another text.
+    step = 2 if layout.is_quantised else 8
+    if not widths or any(width < step or width % step or width > _WIDEST for width in widths):
+        raise InvalidInputError(
+            f"widths {list(widths)}: give one or more multiples of {step} up to {_WIDEST}"
+        )
     if not max(widths) <= context <= config.context:
         raise InvalidInputError(
             f"a context of {context} tokens: the model takes {config.context} at most, and the "

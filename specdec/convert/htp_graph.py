@@ -15,17 +15,10 @@ import numpy as np
 from onnx import TensorProto
 
 from specdec.convert.checkpoint import ModelConfig
+from specdec.convert.float_forward import LINEAR_INPUTS
+from specdec.convert.htp_linears import add_linear
 from specdec.convert.htp_nodes import QuantisedGraph
-from specdec.convert.htp_ranges import (
-    HALF,
-    MASK,
-    ROTARY,
-    UNIT,
-    Ranges,
-    encode16,
-    encode16_symmetric,
-    masked_scores,
-)
+from specdec.convert.htp_ranges import HALF
 from specdec.convert.htp_weights import QuantLinear
 from specdec.convert.matrix import FloatArray
 from specdec.htp_plan import Encoding
@@ -43,30 +36,13 @@ class LayerTensors:
     norms: Mapping[str, FloatArray]
     encodings: Mapping[str, Encoding]
     """Of the layer's sites, by their names without the layer's prefix; ``input`` is its x."""
-
-
-def layer_encodings(
-    ranges: Ranges, layer: int, x: Encoding, key: Encoding, value: Encoding
-) -> dict[str, Encoding]:
-    """The encodings of every tensor of a layer from the ranges of its sites."""
-    prefix = f"layers.{layer}."
-    sites = (
-        *("attention_norm", "query", "key", "value", "query_rotated", "key_rotated"),
-        *("scores", "attention", "attention_output", "middle"),
-        *("ffn_norm", "gate", "up", "silu", "gated", "down", "residual"),
-    )
-    found = {site: encode16(*ranges[prefix + site]) for site in sites}
-    for role in ("query", "key"):  # a product with a cosine or sine is no larger than its factor
-        largest = max(abs(bound) for bound in ranges[prefix + role])
-        found[f"{role}_product"] = encode16_symmetric(largest)
-    masked = masked_scores(ranges[prefix + "scores"], ranges[prefix + "highest_scores"])
-    fixed = {"mask": MASK, "rotary": ROTARY, "weights": UNIT, "sigmoid": UNIT}
-    cache = {"key_cache": key, "value_cache": value}
-    return {**found, "input": x, "masked_scores": masked, **fixed, **cache}
+    constants: Mapping[str, FloatArray]
+    """``key_centre`` and ``value_scale`` of CacheScales; none for float16."""
 
 
 class _HalfEncodings(dict[str, Encoding]):
     def __missing__(self, site: str) -> Encoding:
+        """A dict, whose ``[]`` calls this where nothing is stored: nothing ever is."""
         return HALF
 
 
@@ -112,18 +88,21 @@ class LayersWriter:
 
     def _attention(self, layer: int, prefix: str, tensors: LayerTensors) -> str:
         graph, config, width = self._graph, self._config, self._width
-        encodings, linears = tensors.encodings, tensors.linears
+        encodings = tensors.encodings
         group = config.heads // config.kv_heads
         x = self._norm("attention_norm", prefix, self._x, tensors)
         query, key, value = (
-            graph.linear(x, prefix + role, linears[role], encodings[role])
-            for role in ("query", "key", "value")
+            self._linear(role, prefix, x, tensors) for role in ("query", "key", "value")
         )
         query = self._heads(query, prefix + "query", config.heads)
         key = self._heads(key, prefix + "key", config.kv_heads)
         value = self._heads(value, prefix + "value", config.kv_heads)
         query = self._rotate("query", prefix, query, encodings)
         key = self._rotate("key", prefix, key, encodings)
+        if "key_centre" in tensors.constants:
+            centre = graph.constant(prefix + "key_centre", tensors.constants["key_centre"])
+            name = prefix + "key_centred"
+            key = graph.node("Sub", [key, centre], name, encodings["key_centred"])
         keys, values = self._extend_cache(layer, prefix, key, value, encodings)
         rows = [1, config.kv_heads, group * width, config.head_dim]
         query = graph.reshape(query, prefix + "query_grouped", rows)
@@ -132,31 +111,43 @@ class LayersWriter:
             "Add", [scores, self._mask], prefix + "masked_scores", encodings["masked_scores"]
         )
         weights = graph.node("Softmax", [masked], prefix + "weights", encodings["weights"], axis=-1)
-        mixed = graph.node(
-            "MatMul", [weights, values], prefix + "attention", encodings["attention"]
-        )
+        mixed = graph.node("MatMul", [weights, values], prefix + "mixed", encodings["mixed"])
+        if "value_scale" in tensors.constants:
+            scale = graph.constant(prefix + "value_scale", tensors.constants["value_scale"])
+            name = prefix + "attention"
+            mixed = graph.node("Mul", [mixed, scale], name, encodings["attention"])
         heads = [1, config.heads, width, config.head_dim]
         mixed = graph.reshape(mixed, prefix + "attention_heads", heads)
         mixed = graph.same("Transpose", [mixed], prefix + "attention_rows", perm=[0, 2, 1, 3])
         joined = [1, width, config.heads * config.head_dim]
         mixed = graph.reshape(mixed, prefix + "attention_joined", joined)
-        name = "attention_output"
-        update = graph.linear(mixed, prefix + name, linears[name], encodings[name])
+        update = self._linear("attention_output", prefix, mixed, tensors)
         return graph.node("Add", [self._x, update], prefix + "middle", encodings["middle"])
 
     def _feed_forward(
         self, prefix: str, middle: str, tensors: LayerTensors, output: str | None
     ) -> str:
-        graph, encodings, linears = self._graph, tensors.encodings, tensors.linears
+        graph, encodings = self._graph, tensors.encodings
         x = self._norm("ffn_norm", prefix, middle, tensors)
-        gate = graph.linear(x, prefix + "gate", linears["gate"], encodings["gate"])
-        up = graph.linear(x, prefix + "up", linears["up"], encodings["up"])
+        gate = self._linear("gate", prefix, x, tensors)
+        up = self._linear("up", prefix, x, tensors)
         sigmoid = graph.node("Sigmoid", [gate], prefix + "sigmoid", encodings["sigmoid"])
         silu = graph.node("Mul", [gate, sigmoid], prefix + "silu", encodings["silu"])
         gated = graph.node("Mul", [silu, up], prefix + "gated", encodings["gated"])
-        down = graph.linear(gated, prefix + "down", linears["down"], encodings["down"])
+        down = self._linear("down", prefix, gated, tensors)
         return graph.node(
             "Add", [middle, down], prefix + "residual", encodings["residual"], output=output
+        )
+
+    def _linear(self, role: str, prefix: str, x: str, tensors: LayerTensors) -> str:
+        return add_linear(
+            self._graph,
+            x,
+            tensors.linears[role],
+            prefix=prefix,
+            name=role,
+            input_site=LINEAR_INPUTS[role],
+            encodings=tensors.encodings,
         )
 
     def _norm(self, name: str, prefix: str, x: str, tensors: LayerTensors) -> str:
@@ -231,7 +222,16 @@ def write_head(
     x = graph.input("x", [1, width, config.hidden], encodings["input"])
     x = graph.norm(x, "final_norm", gain, config.norm_eps, encodings["final_norm"])
     output = None if best else "logits"
-    logits = graph.linear(x, "head", weights, encodings["logits"], output=output)
+    logits = add_linear(
+        graph,
+        x,
+        weights,
+        prefix="head.",
+        name="logits",
+        input_site="final_norm",
+        encodings=encodings,
+        output=output,
+    )
     if not best:
         graph.output(logits, "logits", [1, width, weights.shape[1]])
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from specdec.convert.htp_weights import F16, W4, W8, Kind
+from specdec.convert.htp_weights import F16, W4, W4_MINIMA, W8, Kind
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,8 @@ class HtpLayout:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     """By a linear's name (``"layers.3.down"``, ``"head"``), before the two above."""
 
-    @property
-    def is_quantised(self) -> bool:
-        """Whether activations are integers."""
-        return self.body.bits < 16
+    is_quantised: bool = True
+    """Whether activations are integers."""
 
     def kind(self, linear: str) -> Kind:
         """Of the linear of that name."""
@@ -41,7 +39,9 @@ HTP_LAYOUTS: Mapping[str, HtpLayout] = {
         HtpLayout("w8a16", W8),
         HtpLayout("w4a16", W4),
         *(HtpLayout(f"w4a16-b{block}", Kind(4, block)) for block in (64, 32, 16)),
-        HtpLayout("fp16", F16, F16),
+        HtpLayout("w4a16-b32m", W4_MINIMA),
+        HtpLayout("w4fp16-b32m", W4_MINIMA, F16, is_quantised=False),
+        HtpLayout("fp16", F16, F16, is_quantised=False),
     )
 }
 DEFAULT_HTP_LAYOUT = "w8a16"

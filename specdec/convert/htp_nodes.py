@@ -14,7 +14,6 @@ import numpy as np
 
 from specdec.convert.graph import Graph
 from specdec.convert.htp_ranges import encode16, quantise
-from specdec.convert.htp_weights import QuantLinear
 from specdec.convert.matrix import FloatArray
 from specdec.htp_plan import Encoding
 
@@ -35,6 +34,10 @@ class QuantisedGraph:
     def output(self, tensor: str, name: str, shape: Sequence[int]) -> None:
         """Makes ``name`` a graph output: the integers of ``tensor``, to which ``node`` gave it."""
         self.graph.output(name, np.dtype(self._encodings[tensor].type), list(shape))
+
+    def has(self, tensor: str) -> bool:
+        """Whether that tensor was written."""
+        return tensor in self._encodings
 
     def read(self, tensor: str) -> str:
         """The real values of ``tensor``; names that this graph did not quantise are left alone."""
@@ -92,32 +95,22 @@ class QuantisedGraph:
         bounds = [self.graph.constant([number], np.int64) for number in (start, end, -1)]
         return self.same("Slice", [tensor, *bounds], name)
 
-    def linear(
-        self,
-        tensor: str,
-        name: str,
-        weights: QuantLinear,
-        encoding: Encoding,
-        *,
-        output: str | None = None,
-    ) -> str:
-        """``tensor @ weights``."""
-        matrix = weights.weights(self.graph, name)
-        return self.node("MatMul", [tensor, matrix], name, encoding, output=output)
-
     def norm(
         self, tensor: str, name: str, gain: FloatArray, epsilon: float, encoding: Encoding
     ) -> str:
         """The root-mean-square norm over the last axis."""
-        if encoding.type == "float16":
-            gains = self.graph.initializer(f"{name}.gain", gain.astype(np.float16))
-        else:
-            gain_encoding = encode16(float(gain.min()), float(gain.max()))
-            codes = self.graph.initializer(f"{name}.gain.codes", quantise(gain, gain_encoding))
-            gains = self._tensor(codes, f"{name}.gain", gain_encoding)
+        gains = self.constant(f"{name}.gain", gain, half=encoding.type == "float16")
         return self.node(
             "RMSNormalization", [tensor, gains], name, encoding, axis=-1, epsilon=epsilon
         )
+
+    def constant(self, name: str, values: FloatArray, *, half: bool = False) -> str:
+        """A constant of 16 bits: quantised, or ``half``."""
+        if half:
+            return self.graph.initializer(name, values.astype(np.float16))
+        encoding = encode16(float(values.min()), float(values.max()))
+        codes = self.graph.initializer(f"{name}.codes", quantise(values, encoding))
+        return self._tensor(codes, name, encoding)
 
     def _tensor(self, codes: str, name: str, encoding: Encoding) -> str:
         if encoding.type == "float16":

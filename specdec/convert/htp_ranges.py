@@ -12,9 +12,11 @@ from specdec.convert.matrix import FloatArray
 from specdec.errors import InvalidInputError
 from specdec.htp_plan import Encoding
 
-Range = tuple[float, float]
+Range = tuple[FloatArray, FloatArray]
+"""The smallest and the largest value of each feature of a site, [features]."""
 
 MASK_DEPTH = 100.0  # what is added to a hidden column's score
+_MARGIN = 1.25  # 16 bits have steps to spare, while a clipped outlier goes through all later layers
 _FORGOTTEN = 24.0  # a score so far below its row's highest has no weight that 16 bits could hold
 
 UNIT = Encoding("uint16", 1 / 65535, 0)  # 0..1: probabilities, sigmoids
@@ -24,14 +26,17 @@ HALF = Encoding("float16")
 
 
 class Ranges:
-    """The smallest and largest value seen at each site. ``observe`` fits FloatForward."""
+    """The range of every site that was seen. ``observe`` fits FloatForward."""
 
     def __init__(self, ranges: Mapping[str, Range] | None = None) -> None:
         self._ranges: dict[str, Range] = dict(ranges or {})
 
     def observe(self, site: str, values: FloatArray) -> None:
-        low, high = self._ranges.get(site, (np.inf, -np.inf))
-        self._ranges[site] = min(low, float(values.min())), max(high, float(values.max()))
+        low, high = values.min(axis=0), values.max(axis=0)
+        if site in self._ranges:
+            before = self._ranges[site]
+            low, high = np.minimum(low, before[0]), np.maximum(high, before[1])
+        self._ranges[site] = low, high
 
     def __getitem__(self, site: str) -> Range:
         try:
@@ -44,6 +49,16 @@ class Ranges:
     def as_dict(self) -> dict[str, Range]:
         """Everything that was seen, by site."""
         return dict(self._ranges)
+
+
+def encode_range(range: Range) -> Encoding:
+    """One encoding for all features of a site, with room for what the texts did not show."""
+    return encode16(_MARGIN * float(range[0].min()), _MARGIN * float(range[1].max()))
+
+
+def largest(range: Range) -> float:
+    """The largest magnitude of any feature."""
+    return float(max(-range[0].min(), range[1].max(), 0))
 
 
 def encode16(low: float, high: float) -> Encoding:
@@ -73,7 +88,7 @@ def masked_scores(scores: Range, highest: Range) -> Encoding:
 
     Whatever lies lower, hidden columns above all, becomes the lowest element.
     """
-    return encode16(highest[0] - _FORGOTTEN, scores[1])
+    return encode16(float(highest[0].min()) - _FORGOTTEN, float(scores[1].max()))
 
 
 def quantise(values: FloatArray, encoding: Encoding) -> NDArray[Any]:
