@@ -7,6 +7,7 @@ the CPU, bindings are made once; a step changes values in buffers, never binding
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from specdec.qnn.options import QnnOptions
 from specdec.qnn.sessions import open_session, plain_line
 from specdec.qnn.sink import Sink, load_sink
 
+_Table = np.ndarray[Any, np.dtype[np.uint16]]
 _HEADS = (None, "logits", "best")
 """What the core's numbers of heads mean."""
 _loading = threading.Lock()
@@ -62,6 +64,7 @@ class FixedSession:
         self._config = folder.config
         _check_plan(folder, self.plan)
         self.sink: Sink | None = load_sink(folder, self.plan)
+        self._embedding, self._rotary = _open_tables(folder, self.plan)
         options = options or QnnOptions()
         compiled = Compiled.read(folder)
         if compiled is not None:
@@ -84,7 +87,6 @@ class FixedSession:
     ) -> _core.FixedDecoder:
         """A decoder with a KV cache of its own, of the ``past`` columns that the graphs take."""
         plan, config = self.plan, self._config
-        widest = plan.widths[-1]
         runner = _Runner(self._graphs, plan, config)
         decoder = _core.FixedDecoder(
             vocabulary=config.vocab,
@@ -96,8 +98,8 @@ class FixedSession:
             past=plan.past,
             widths=list(plan.widths),
             kv_bytes=1 if plan.key[0].type == "uint8" else 2,
-            embedding=self._table(plan.embedding_file, (config.vocab, config.hidden)),
-            rotary=self._table(plan.rotary_file, (2, plan.past + widest, config.head_dim // 2)),
+            embedding=self._embedding,
+            rotary=self._rotary,
             mask_allowed=plan.mask_allowed,
             mask_blocked=plan.mask_blocked,
             logits_scale=plan.logits.scale,
@@ -109,15 +111,6 @@ class FixedSession:
         )
         runner.attach(decoder)
         return decoder
-
-    def _table(self, name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint16]]:
-        path = self._folder.path / name
-        try:
-            return np.memmap(path, dtype=np.uint16, mode="r", shape=shape)
-        except (OSError, ValueError) as error:
-            raise ModelFolderError(
-                f"{path}: is not the table of {list(shape)} elements of the plan; convert it again"
-            ) from error
 
 
 class _Runner:
@@ -180,6 +173,27 @@ class _Runner:
                 dtype = _DTYPES[tensor.type]
                 bind(tensor.name, "cpu", 0, dtype, tensor.shape, address(tensor.name))
         return partial(session.run_with_iobinding, binding)
+
+
+def _open_tables(folder: ModelFolder, plan: HtpPlan) -> list[_Table]:
+    """Embedding rows and rotary factors, mapped and not read."""
+    config = folder.config
+    shapes = {
+        plan.embedding_file: (config.vocab, config.hidden),
+        plan.rotary_file: (2, plan.past + plan.widths[-1], config.head_dim // 2),
+    }
+    tables: list[_Table] = []
+    for name, shape in shapes.items():
+        path = folder.path / name
+        try:
+            if path.stat().st_size != 2 * math.prod(shape):
+                raise ValueError("another size")
+            tables.append(np.memmap(path, dtype=np.uint16, mode="r", shape=shape))
+        except (OSError, ValueError) as error:
+            raise ModelFolderError(
+                f"{path}: is not the table of {list(shape)} elements of the plan; convert it again"
+            ) from error
+    return tables
 
 
 def _open_on_cpu(path: Path, threads: int | None) -> Any:
