@@ -111,12 +111,12 @@ def _checkpoint(
 
     from specdec.checkpoint_source import checkpoint
     from specdec.hub import known_models, models_home
-    from specdec.recipe import UserSource, load_recipe
+    from specdec.recipe import load_recipe
 
-    recipe = load_recipe(source) if source in known_models() else None
-    if recipe is None or isinstance(recipe.source, UserSource) or Path(source).exists():
+    if source not in known_models() or Path(source).exists():
         yield Path(source), target_source, None
         return
+    recipe = load_recipe(source)
     downloads = models_home() / "downloads"
     with ExitStack() as stack:
         path = stack.enter_context(checkpoint(recipe, downloads, progress))

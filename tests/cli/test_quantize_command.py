@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from specdec.model_folder import ModelFolder
+from specdec.recipe import load_recipe
 
 QUICK = ("--context", 64, "--widths", 8, "--written-tokens", 0, "--method", "rtn")
 
@@ -81,6 +83,25 @@ def test_quantize_of_nothing(cli: Any, tmp_path: Path) -> None:
     outcome = cli("quantize", tmp_path / "nothing.gguf", tmp_path / "made")
     assert outcome.code == 2
     assert "nothing.gguf" in outcome.stderr.splitlines()[-1]
+
+
+def test_quantize_of_a_model_that_its_user_brings(cli: Any, tmp_path: Path) -> None:
+    outcome = cli("quantize", "llama-2-7b-chat", tmp_path / "made")
+    assert outcome.code == 2
+    assert "cannot be fetched" in outcome.error
+
+
+def test_quantize_by_name(
+    cli: Any, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(recipe: Any, downloads: Path, progress: Any) -> Any:
+        assert recipe.name == "smollm2-135m"
+        return nullcontext(tiny_gguf)
+
+    monkeypatch.setattr("specdec.checkpoint_source.checkpoint", fetch)
+    assert cli("quantize", "smollm2-135m", tmp_path / "made", *QUICK).code == 0
+    recommended = load_recipe("smollm2-135m").sampling
+    assert ModelFolder.open(tmp_path / "made").sampling == dict(recommended)
 
 
 def test_quantize_replaces_only_when_told(cli: Any, tiny_gguf: Path, tmp_path: Path) -> None:
