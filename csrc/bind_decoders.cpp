@@ -148,6 +148,22 @@ Sink sink_of(const py::dict& dict, const ScatterKvCache::Shape& cache, std::int3
   return sink;
 }
 
+// Memory that a Python function gives as arrays. To be called while `function` is there.
+ScatterKvCache::Allocate allocate_by(const std::optional<py::function>& function) {
+  if (!function) return {};
+  return [&function](std::size_t bytes) -> std::shared_ptr<std::uint8_t> {
+    py::object given = (*function)(bytes);
+    Exact<std::uint8_t> array;
+    if (py::isinstance<Exact<std::uint8_t>>(given)) array = given;
+    if (static_cast<std::size_t>(array.size()) != bytes || !array.writeable()) {
+      throw Error(ErrorCode::invalid_input, "past_memory must give writable uint8 arrays of " +
+                                                std::to_string(bytes) + " elements");
+    }
+    auto* data = array.mutable_data();
+    return {hold(py::object(std::move(array))), data};
+  };
+}
+
 std::shared_ptr<FixedDecoder> make_fixed(
     std::int32_t vocabulary, std::vector<std::int32_t> head_ids, std::int32_t layers,
     std::int32_t kv_heads, std::int32_t head_dim, std::int32_t hidden, std::int32_t past,
@@ -155,7 +171,7 @@ std::shared_ptr<FixedDecoder> make_fixed(
     const Exact<std::uint16_t>& embedding, const Exact<std::uint16_t>& rotary,
     std::uint16_t mask_allowed, std::uint16_t mask_blocked, float logits_scale,
     std::int32_t logits_zero_point, bool logits_float16, const std::optional<py::dict>& sink,
-    bool has_best, py::function run) {
+    bool has_best, py::function run, const std::optional<py::function>& past_memory) {
   DecoderOptions options = options_of(vocabulary, std::move(head_ids));
   const ScatterKvCache::Shape cache{layers, kv_heads, head_dim, past, kv_bytes};
   const std::int32_t widest = widths.empty() ? 0 : widths.back();
@@ -172,7 +188,8 @@ std::shared_ptr<FixedDecoder> make_fixed(
   if (sink) fixed.sink = sink_of(*sink, cache, options.head_size);
   return std::make_shared<FixedDecoder>(
       std::move(options), std::move(fixed), cache,
-      FixedTables{shared_elements(embedding), shared_elements(rotary)}, make_run(std::move(run)));
+      FixedTables{shared_elements(embedding), shared_elements(rotary)}, make_run(std::move(run)),
+      allocate_by(past_memory));
 }
 
 py::dict fixed_buffers(const py::object& self) {
@@ -248,7 +265,7 @@ void bind_decoders(py::module_& m) {
            py::arg("embedding").noconvert(), py::arg("rotary").noconvert(),
            py::arg("mask_allowed"), py::arg("mask_blocked"), py::arg("logits_scale"),
            py::arg("logits_zero_point"), py::arg("logits_float16"), py::arg("sink"),
-           py::arg("has_best"), py::arg("run"))
+           py::arg("has_best"), py::arg("run"), py::arg("past_memory") = py::none())
       .def("buffers", &fixed_buffers);
 }
 

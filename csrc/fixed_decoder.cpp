@@ -47,11 +47,12 @@ DecoderOptions completed(DecoderOptions o, const FixedOptions& f) {
 }  // namespace
 
 FixedDecoder::FixedDecoder(DecoderOptions options, FixedOptions fixed,
-                           const ScatterKvCache::Shape& cache, FixedTables tables, Run run)
+                           const ScatterKvCache::Shape& cache, FixedTables tables, Run run,
+                           const ScatterKvCache::Allocate& allocate_past)
     : Decoder(completed(std::move(options), fixed), std::move(run)),
       fixed_(std::move(fixed)),
       tables_(std::move(tables)),
-      cache_(cache, fixed_.widths.back()) {
+      cache_(cache, fixed_.widths.back(), allocate_past) {
   if (cache.head_dim % 2 != 0) refuse_model("an even head_dim");
   const std::size_t widest = fixed_.widths.back();
   const std::size_t head_size = this->options().head_size;

@@ -50,7 +50,7 @@ class FixedDecoder final : public Decoder {
 
   // Of `options`, max_width, max_logit_rows and first_token are set from the others.
   FixedDecoder(DecoderOptions options, FixedOptions fixed, const ScatterKvCache::Shape& cache,
-               FixedTables tables, Run run);
+               FixedTables tables, Run run, const ScatterKvCache::Allocate& allocate_past = {});
 
   ScatterKvCache& cache() override { return cache_; }
   const FixedOptions& fixed() const { return fixed_; }

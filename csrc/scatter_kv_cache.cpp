@@ -22,9 +22,22 @@ void copy_rows(const std::uint8_t* from, std::size_t from_length, std::uint8_t* 
   }
 }
 
+// Zeroed: columns that were never written are multiplied by zero, which not every half survives.
+std::shared_ptr<std::uint8_t> past_memory(std::size_t bytes,
+                                          const ScatterKvCache::Allocate& allocate) {
+  if (allocate) {
+    auto memory = allocate(bytes);
+    std::memset(memory.get(), 0, bytes);
+    return memory;
+  }
+  const auto buffer = std::make_shared<AlignedBuffer<std::uint8_t>>(bytes);
+  return {buffer, buffer->data()};
+}
+
 }  // namespace
 
-ScatterKvCache::ScatterKvCache(const Shape& shape, std::int32_t max_width)
+ScatterKvCache::ScatterKvCache(const Shape& shape, std::int32_t max_width,
+                               const Allocate& allocate_past)
     : KvCache(shape.past), shape_(shape) {
   if (shape.layers < 0 || shape.kv_heads < 1 || shape.head_dim < 1 || shape.past < 2 ||
       max_width < 1 || shape.element_bytes < 1 || shape.element_bytes > 2) {
@@ -35,8 +48,8 @@ ScatterKvCache::ScatterKvCache(const Shape& shape, std::int32_t max_width)
   const auto column = static_cast<std::size_t>(shape.kv_heads) * shape.head_dim *
                       shape.element_bytes;
   for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    past_keys_.emplace_back(column * shape.past);
-    past_values_.emplace_back(column * shape.past);
+    past_keys_.push_back(past_memory(column * shape.past, allocate_past));
+    past_values_.push_back(past_memory(column * shape.past, allocate_past));
     new_keys_.emplace_back(column * max_width);
     new_values_.emplace_back(column * max_width);
   }

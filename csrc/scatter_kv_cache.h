@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "aligned_buffer.h"
@@ -19,8 +21,12 @@ class ScatterKvCache final : public KvCache {
     std::int32_t layers, kv_heads, head_dim, past;
     std::int32_t element_bytes;  // 1 or 2
   };
+  // Memory for so many bytes of the past, where it must be of a kind: a device may read some in
+  // place that it would have to copy elsewhere.
+  using Allocate = std::function<std::shared_ptr<std::uint8_t>(std::size_t bytes)>;
+
   // For steps of at most max_width new columns.
-  ScatterKvCache(const Shape& shape, std::int32_t max_width);
+  ScatterKvCache(const Shape& shape, std::int32_t max_width, const Allocate& allocate_past = {});
 
   // Needs room for the tokens of a step, not for its padding.
   void begin(std::int32_t tokens) override;
@@ -39,8 +45,8 @@ class ScatterKvCache final : public KvCache {
   const Shape& shape() const { return shape_; }
 
   // What the graph reads: keys [kv_heads, head_dim, past], values [kv_heads, past, head_dim].
-  std::uint8_t* past_keys(std::int32_t layer) { return past_keys_[layer].data(); }
-  std::uint8_t* past_values(std::int32_t layer) { return past_values_[layer].data(); }
+  std::uint8_t* past_keys(std::int32_t layer) { return past_keys_[layer].get(); }
+  std::uint8_t* past_values(std::int32_t layer) { return past_values_[layer].get(); }
   // What it writes, at width W: keys [kv_heads, head_dim, W], values [kv_heads, W, head_dim].
   std::uint8_t* new_keys(std::int32_t layer) { return new_keys_[layer].data(); }
   std::uint8_t* new_values(std::int32_t layer) { return new_values_[layer].data(); }
@@ -49,8 +55,8 @@ class ScatterKvCache final : public KvCache {
   void copy_columns(std::int32_t from, std::int32_t to, std::int32_t count);
 
   Shape shape_;
-  std::vector<AlignedBuffer<std::uint8_t>> past_keys_;
-  std::vector<AlignedBuffer<std::uint8_t>> past_values_;
+  std::vector<std::shared_ptr<std::uint8_t>> past_keys_;
+  std::vector<std::shared_ptr<std::uint8_t>> past_values_;
   std::vector<AlignedBuffer<std::uint8_t>> new_keys_;
   std::vector<AlignedBuffer<std::uint8_t>> new_values_;
   std::int32_t begun_length_ = 0;  // where the step was begun,

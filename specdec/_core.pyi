@@ -105,6 +105,7 @@ class FixedDecoder(Decoder):
         sink: dict[str, Any] | None,
         has_best: bool,
         run: Callable[[int, int], None],
+        past_memory: Callable[[int], npt.NDArray[np.uint8]] | None = None,
     ) -> None: ...
 
 class Drafter: ...

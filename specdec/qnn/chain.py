@@ -23,6 +23,7 @@ from specdec.htp_plan import HtpPlan, Part
 from specdec.model_folder import ModelConfig, ModelFolder
 from specdec.qnn.compiled import Compiled, check_compiled
 from specdec.qnn.options import QnnOptions
+from specdec.qnn.past_memory import PastMemory
 from specdec.qnn.sessions import open_session, plain_line
 from specdec.qnn.sink import Sink, load_sink
 
@@ -66,6 +67,7 @@ class FixedSession:
         self.sink: Sink | None = load_sink(folder, self.plan)
         self._embedding, self._rotary = _open_tables(folder, self.plan)
         options = options or QnnOptions()
+        self._shares_memory = backend == "qnn" and options.shared_memory
         compiled = Compiled.read(folder)
         if compiled is not None:
             options = check_compiled(folder, compiled, options)
@@ -88,6 +90,7 @@ class FixedSession:
         """A decoder with a KV cache of its own, of the ``past`` columns that the graphs take."""
         plan, config = self.plan, self._config
         runner = _Runner(self._graphs, plan, config)
+        memory = PastMemory(plan, config) if self._shares_memory else None
         decoder = _core.FixedDecoder(
             vocabulary=config.vocab,
             head_ids=[] if head_ids is None else head_ids.tolist(),
@@ -108,8 +111,9 @@ class FixedSession:
             sink=None if self.sink is None else self.sink.for_core(),
             has_best=plan.has_head("best"),
             run=runner,
+            past_memory=memory,
         )
-        runner.attach(decoder)
+        runner.attach(decoder, memory)
         return decoder
 
 
@@ -123,13 +127,15 @@ class _Runner:
         self._graphs = graphs
         self._plan = plan
         self._buffers: dict[str, int] = {}
+        self._past: PastMemory | None = None
         # A part reads one of them and writes the other.
         size = plan.widths[-1] * config.hidden
         self._hidden = [np.zeros(size, np.uint16) for _ in range(2)]
         self._steps: dict[tuple[int, int], list[Callable[[], None]]] = {}
 
-    def attach(self, decoder: _core.FixedDecoder) -> None:
+    def attach(self, decoder: _core.FixedDecoder, past: PastMemory | None) -> None:
         self._buffers = {name: array.ctypes.data for name, array in decoder.buffers().items()}
+        self._past = past
         for width in self._plan.widths:
             layers = self._bind_layers(width)
             self._steps[width, 0] = layers
@@ -170,6 +176,9 @@ class _Runner:
             (session.get_outputs(), binding.bind_output),
         ):
             for tensor in tensors:
+                if self._past is not None and tensor.name in self._past.values:
+                    binding.bind_ortvalue_input(tensor.name, self._past.values[tensor.name])
+                    continue
                 dtype = _DTYPES[tensor.type]
                 bind(tensor.name, "cpu", 0, dtype, tensor.shape, address(tensor.name))
         return partial(session.run_with_iobinding, binding)

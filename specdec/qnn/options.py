@@ -41,8 +41,8 @@ class QnnOptions:
     """0 to 3: how long preparing a graph may take to make it faster; None is QNN's default.
     Compiled models are prepared already."""
     shared_memory: bool = False
-    """Let ONNX Runtime allocate in memory that CPU and NPU share. Needs a device with libcdsprpc;
-    the simulator has none. The decoder's own buffers are not of that memory yet."""
+    """Keep the past's keys and values in memory that CPU and NPU share, so that no step copies
+    them. Needs a device with libcdsprpc; the simulator has none."""
     rpc_control_latency: int | None = None
     """Microseconds in which the NPU should answer calls; None leaves it to QNN."""
     profiling: str = "off"

@@ -361,3 +361,38 @@ def test_tables_live_as_long_as_their_decoder() -> None:
     del x
     gc.collect()
     assert alive() is None
+
+
+def test_a_past_in_memory_that_is_given() -> None:
+    given: list[Any] = []
+
+    def allocate(size: int) -> Any:
+        given.append(np.full(size, 7, np.uint8))
+        return given[-1]
+
+    decoder = raw_decoder(9, kv_bytes=2, past_memory=allocate, run=lambda width, head: None)
+    assert [array.size for array in given] == [4 * 2 * 2, 4 * 2 * 2]  # past, head_dim, bytes
+    assert not any(array.any() for array in given)
+    for name, array in zip(("past_key.0", "past_value.0"), given, strict=True):
+        assert decoder.buffers()[name].ctypes.data == array.ctypes.data
+    alive = [weakref.ref(array) for array in given]
+    del array, given[:]
+    gc.collect()
+    assert all(ref() is not None for ref in alive)
+    del decoder
+    gc.collect()
+    assert all(ref() is None for ref in alive)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        lambda size: np.zeros(size + 1, np.uint8),
+        lambda size: np.zeros(size // 2, np.uint16),
+        lambda size: np.frombuffer(bytes(size), np.uint8),
+        lambda size: None,
+    ],
+)
+def test_memory_that_does_not_fit(memory: Any) -> None:
+    with pytest.raises(InvalidInputError, match="past_memory must give writable uint8 arrays of 8"):
+        raw_decoder(9, past_memory=memory)

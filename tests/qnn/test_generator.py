@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("onnxruntime_qnn")
 
 from specdec import (
+    BackendError,
     ContextFullError,
     Generator,
     InvalidInputError,
@@ -22,7 +23,7 @@ from specdec import (
     SamplingParams,
     SpecdecError,
 )
-from specdec.qnn import provider
+from specdec.qnn import past_memory, provider
 from tests.qnn.conftest import FIRST, PAST, WIDTHS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
@@ -265,6 +266,25 @@ def test_backends(
     monkeypatch.setattr(provider, "npu_present", lambda: True)
     assert Model.load(compiled_target).backend == "qnn"
     assert Model.load(tiny_target).backend == "cpu"
+
+
+def test_the_past_in_memory_of_another_kind(
+    qnn_target: Model, plain_tokens: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For the simulator, memory that can be reached from the CPU is ordinary memory.
+    monkeypatch.setattr(qnn_target._session, "_shares_memory", True)
+    decoder = qnn_target.new_decoder(capacity=PAST, max_logit_rows=8)
+    assert not decoder.buffers()["past_key.1"][..., 1:].any()
+    assert Generator(qnn_target).generate(PROMPT, GREEDY).tokens == plain_tokens
+
+
+def test_no_memory_of_that_kind(qnn_target: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(shape: list[int], dtype: np.dtype[Any]) -> Any:
+        raise RuntimeError("rpcmem_alloc\nfailed")
+
+    monkeypatch.setattr(past_memory, "_allocate", fail)
+    monkeypatch.setattr(qnn_target._session, "_shares_memory", True)
+    error_of(BackendError, lambda: Generator(qnn_target), "shared_memory", "rpcmem_alloc failed")
 
 
 def test_options_reach_the_provider(half_target: Path, tmp_path: Path) -> None:
