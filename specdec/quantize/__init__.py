@@ -15,6 +15,7 @@ from typing import Any
 from specdec.convert import convert
 from specdec.convert.chat_templates import load_template
 from specdec.convert.checkpoint import Checkpoint
+from specdec.convert.float_forward import LINEAR_INPUTS, load_linear
 from specdec.convert.htp_folder import convert_htp
 from specdec.convert.htp_layouts import DEFAULT_HTP_LAYOUT, HTP_LAYOUTS, HtpLayout
 from specdec.convert.htp_stats import Quantiser, round_linear
@@ -23,7 +24,7 @@ from specdec.errors import InvalidInputError, ModelFolderError
 from specdec.model import Model
 from specdec.quantize import texts as texts_
 from specdec.quantize.layerwise import LayerwiseQuantiser
-from specdec.quantize.linears import DEFAULT_METHOD, METHODS
+from specdec.quantize.linears import DEFAULT_METHOD, METHODS, is_held_as_it_is
 from specdec.quantize.quality import FloatReference, Quality, compare, model_logits
 from specdec.quantize.sensitivity import choose, scan
 
@@ -118,7 +119,8 @@ def quantize(
     checkpoint = open_source(source, target_source)
     layout = HTP_LAYOUTS[settings.layout]
     quantiser: Quantiser = round_linear
-    if layout.is_quantised:
+    by_statistics = settings.method != "rtn" and not _is_held_as_it_is(checkpoint, layout)
+    if layout.is_quantised or by_statistics:
         if texts is None:
             texts = calibration_texts(
                 source,
@@ -129,7 +131,7 @@ def quantize(
             )
         if settings.mixed is not None:
             layout = _mix(checkpoint, texts, layout, settings.mixed, report)
-        if settings.method != "rtn":
+        if by_statistics:
             quantiser = LayerwiseQuantiser(checkpoint, texts, layout.kind, settings.method)
     return convert_htp(
         source,
@@ -226,6 +228,14 @@ def calibration_texts(
                 progress=lambda done: report("writing calibration text", done),
             )
     return texts
+
+
+def _is_held_as_it_is(checkpoint: Checkpoint, layout: HtpLayout) -> bool:
+    """Whether no linear of the layers changes, going by those of the first."""
+    if layout.body.bits == 16:
+        return True
+    names = [f"layers.0.{role}" for role in LINEAR_INPUTS]
+    return all(is_held_as_it_is(load_linear(checkpoint, name), layout.kind(name)) for name in names)
 
 
 def _encode(speech: texts_.Speech, contents: Sequence[str], length: int) -> list[list[int]]:

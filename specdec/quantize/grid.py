@@ -79,9 +79,39 @@ def fitted_grid(
     return Grid(best, bits)
 
 
+def fitted_offset_grid(
+    weights: FloatArray, bits: int, block: int, importance: FloatArray | None = None
+) -> Grid:
+    """The same for grids with offsets: fractions of the span from least to greatest, centred.
+
+    Offsets are rounded to 8 bits with one scale per output, as the graphs hold them. A matrix whose
+    blocks are on such a grid already, from end to end, keeps its steps.
+    """
+    blocks = _blocks(weights, block)
+    low, high = blocks.min(axis=1), blocks.max(axis=1)
+    widest = np.maximum((high - low) / np.float32((1 << bits) - 1), _TINY)
+    steps = widest
+    least = np.full(widest.shape, np.inf, np.float32)
+    for shrink in _SHRINKS:
+        narrower = widest * shrink
+        costs = block_costs(weights, Grid(narrower, bits, (low + high + narrower) / 2), importance)
+        steps = np.where(costs < least, narrower, steps)
+        least = np.minimum(costs, least)
+    # Codes reach one step further down than up: the middle of the span is half a step below 0.
+    return Grid(steps, bits, _rounded_offsets((low + high + steps) / 2))
+
+
+def _rounded_offsets(offsets: FloatArray) -> FloatArray:
+    scales = np.maximum(np.abs(offsets).max(axis=0) / np.float32(127), _TINY)
+    result: FloatArray = np.rint(offsets / scales) * scales
+    return result.astype(np.float32)
+
+
 def block_costs(weights: FloatArray, grid: Grid, importance: FloatArray | None) -> FloatArray:
     """``sum_k importance[k] * (w - rounded)^2`` of each block, [B, N]."""
     blocks = weights.reshape(len(grid.steps), -1, weights.shape[1])
+    if grid.offsets is not None:
+        blocks = blocks - grid.offsets[:, None]
     steps = grid.steps[:, None]
     error = np.clip(np.rint(blocks / steps), grid.lowest, -grid.lowest - 1) * steps - blocks
     error *= error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from specdec.convert.htp_stats import LinearStats
@@ -10,6 +12,7 @@ from specdec.convert.htp_weights import (
     BlockLinear,
     ChannelLinear,
     Kind,
+    MinimaLinear,
     QuantLinear,
 )
 from specdec.errors import InvalidInputError
@@ -21,10 +24,13 @@ from specdec.quantize.grid import (
     SignedArray,
     block_costs,
     fitted_grid,
+    fitted_offset_grid,
 )
 
 METHODS = ("rtn", "mse", "gptq")
 DEFAULT_METHOD = "gptq"
+
+_SAME = 1e-5  # of the largest weight: what single precision may be off
 
 
 def quantise_linear(
@@ -35,37 +41,49 @@ def quantise_linear(
     ``"rtn"`` rounds to nearest, scaled by largest magnitudes. ``"mse"`` looks for the scales whose
     rounding errors cost least, counting each input by its second moment. ``"gptq"`` takes scales
     that fit the weights, and chooses codes that make up for each other's errors (``gptq``, then
-    ``descend``). Kinds that keep the weights as they are, or whose codes the checkpoint gives, are
-    left to ``Kind.round``.
+    ``descend``). Weights that the kind holds as they are, are left so by every method.
 
     Raises InvalidInputError for an unknown method, or where ``stats`` are needed and missing.
     """
     if method not in METHODS:
         raise InvalidInputError(f"no method '{method}': choose one of {', '.join(METHODS)}")
-    if method == "rtn" or kind.bits not in (4, 8):
+    if method == "rtn" or kind.bits not in (4, 8) or is_held_as_it_is(weights, kind):
         return kind.round(weights)
     if stats is None:
         raise InvalidInputError(f"method '{method}' needs calibration texts")
     moment = stats.moment
     importance = np.ascontiguousarray(np.diagonal(moment)) if method == "mse" else None
-    grid, held = _grid(weights, kind, importance)
+    grid, hold = _grid(weights, kind, importance)
     if method == "mse":
-        return _linear(grid.round(weights), held, kind)
+        return hold(grid.round(weights))
     exact = moment.astype(np.float64)
-    codes = descend(weights, exact, grid, gptq(weights, exact, grid))
-    return _linear(codes, held, kind)
+    return hold(descend(weights, exact, grid, gptq(weights, exact, grid)))
+
+
+def is_held_as_it_is(weights: FloatArray, kind: Kind) -> bool:
+    """Whether the checkpoint's weights lie on a grid of the kind already, as those of Q4_1 may."""
+    if not kind.minima:
+        return False
+    linear = kind.round(weights)
+    largest = float(np.abs(weights).max())
+    return float(np.abs(linear.dequantise() - weights).max()) <= _SAME * largest
 
 
 def _grid(
     weights: FloatArray, kind: Kind, importance: FloatArray | None
-) -> tuple[Grid, tuple[CodeArray | None, FloatArray]]:
-    """The grid, and the scales as the linear holds them: of blocks, and of outputs."""
+) -> tuple[Grid, Callable[[SignedArray], QuantLinear]]:
+    """The grid, and what makes a linear of codes on it."""
+    if kind.minima and kind.block is not None:
+        grid = fitted_offset_grid(weights, kind.bits, kind.block, importance)
+        offsets = np.zeros_like(grid.steps) if grid.offsets is None else grid.offsets
+        return grid, lambda codes: MinimaLinear(codes, grid.steps, offsets)
     fitted = fitted_grid(weights, kind.bits, kind.block, importance)
     if kind.block is None:
-        return fitted, (None, fitted.steps[0])
+        return fitted, lambda codes: ChannelLinear(codes, fitted.steps[0], kind.bits)
     scales = fitted.steps.max(axis=0) / np.float32(LARGEST_BLOCK_SCALE)
-    block_scales = _block_scales(weights, scales, kind.block, importance)
-    return Grid(block_scales * scales, kind.bits), (block_scales, scales)
+    numbers = _block_scales(weights, scales, kind.block, importance)
+    grid = Grid(numbers * scales, kind.bits)
+    return grid, lambda codes: BlockLinear(codes, numbers, scales)
 
 
 def _block_scales(
@@ -82,14 +100,3 @@ def _block_scales(
         best[better] = number
         least[better] = costs[better]
     return best
-
-
-def _linear(
-    codes: SignedArray,
-    held: tuple[CodeArray | None, FloatArray],
-    kind: Kind,
-) -> QuantLinear:
-    block_scales, scales = held
-    if block_scales is None:
-        return ChannelLinear(codes, scales, kind.bits)
-    return BlockLinear(codes, block_scales, scales)

@@ -12,6 +12,7 @@ from specdec.convert.htp_weights import (
     KINDS,
     LARGEST_BLOCK_SCALE,
     W4,
+    W4_MINIMA,
     W8,
     BlockLinear,
     ChannelLinear,
@@ -19,8 +20,14 @@ from specdec.convert.htp_weights import (
 )
 from specdec.errors import InvalidInputError
 from specdec.quantize.gptq import damp, descend, gptq, output_error
-from specdec.quantize.grid import Grid, block_costs, fitted_grid, nearest_grid
-from specdec.quantize.linears import METHODS, quantise_linear
+from specdec.quantize.grid import (
+    Grid,
+    block_costs,
+    fitted_grid,
+    fitted_offset_grid,
+    nearest_grid,
+)
+from specdec.quantize.linears import METHODS, is_held_as_it_is, quantise_linear
 
 
 def random_weights(inputs: int = 64, outputs: int = 24, seed: int = 0) -> np.ndarray:
@@ -173,7 +180,7 @@ def test_linears_hold_what_their_kind_can(name: str, method: str) -> None:
         assert (linear.scales > 0).all()
 
 
-@pytest.mark.parametrize("kind", [W4, W8, Kind(4, 32), Kind(4, 16)], ids=str)
+@pytest.mark.parametrize("kind", [W4, W8, Kind(4, 32), Kind(4, 16), W4_MINIMA], ids=str)
 def test_methods_in_order_of_quality(kind: Kind) -> None:
     weights, moment = random_weights(128), stats(128)
     exact = moment.moment.astype(np.float64)
@@ -195,6 +202,40 @@ def test_block_scales_survive_the_round_trip() -> None:
     weights = BlockLinear(codes, numbers, scales).dequantise()
     found = quantise_linear(weights, Kind(4, 16), stats(), "mse")
     np.testing.assert_allclose(found.dequantise(), weights, atol=1e-6)
+
+
+def q4_1_weights() -> np.ndarray:
+    """What a Q4_1 file may hold: every block of 32 uses its 16 codes from end to end."""
+    random = np.random.default_rng(5)
+    codes = random.integers(0, 16, (4, 32, 24))
+    codes[:, 3], codes[:, 17] = 0, 15
+    scales = random.uniform(0.01, 0.02, (4, 1, 24)).astype(np.float16).astype(np.float32)
+    minima = -random.uniform(0.05, 0.2, (4, 1, 24)).astype(np.float16).astype(np.float32)
+    weights: np.ndarray = (codes * scales + minima).reshape(128, 24).astype(np.float32)
+    return weights
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_minima_hold_q4_1_weights_as_they_are(method: str) -> None:
+    weights = q4_1_weights()
+    assert is_held_as_it_is(weights, W4_MINIMA)
+    linear = quantise_linear(weights, W4_MINIMA, None, method)
+    np.testing.assert_allclose(linear.dequantise(), weights, atol=2e-6)
+    assert not is_held_as_it_is(random_weights(128), W4_MINIMA)
+    assert not is_held_as_it_is(weights, Kind(4, 32))
+
+
+def test_an_offset_grid_finds_q4_1_steps_and_rounds_offsets_to_8_bits() -> None:
+    weights = q4_1_weights()
+    grid = fitted_offset_grid(weights, 4, 32)
+    assert grid.offsets is not None
+    blocks = weights.reshape(4, 32, 24)
+    np.testing.assert_allclose(grid.steps, (blocks.max(1) - blocks.min(1)) / 15, rtol=1e-5)
+    wanted = blocks.min(1) + 8 * grid.steps
+    step = np.abs(wanted).max(0) / 127
+    assert (np.abs(grid.offsets - wanted) <= 0.51 * step).all()
+    values = grid.values(grid.round(weights))
+    assert (np.abs(values - weights) <= 0.51 * step + 1e-6).all()
 
 
 def test_unknown_methods_and_missing_statistics() -> None:

@@ -156,7 +156,7 @@ def test_a_budget_goes_where_it_helps_most() -> None:
     assert choose(found, 5) == {}
 
 
-@pytest.mark.parametrize("layout", ["w8a16", "w4a16-b32"])
+@pytest.mark.parametrize("layout", ["w8a16", "w4a16-b32m", "w4a16-b32"])
 def test_quality_of_a_quantised_folder(
     layout: str, tiny_gguf: Path, calibration: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +167,19 @@ def test_quality_of_a_quantised_folder(
     float_quality, quality = measure(tiny_gguf, {layout: folder}, held_out=calibration)
     assert float_quality.kl == 0
     assert quality.choice == layout
-    assert quality.kl < (0.01 if layout == "w8a16" else 0.2)
+    assert quality.kl < (0.2 if layout == "w4a16-b32" else 0.01)
+
+
+def test_weights_that_stay_as_they_are_need_no_texts(tiny_gguf: Path, tmp_path: Path) -> None:
+    stages = set()
+    folder = quantize(
+        tiny_gguf,
+        tmp_path / "made",
+        Settings(layout="w4fp16-b32m", context=64, widths=(8,)),
+        progress=lambda stage, fraction: stages.add(stage),
+    )
+    assert ModelFolder.open(folder).layout == "w4fp16-b32m"
+    assert stages == {"checking", "writing the graphs"}
 
 
 def test_a_drafter_is_calibrated_with_what_its_target_writes(
