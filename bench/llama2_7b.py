@@ -71,7 +71,12 @@ def markdown(stages: Mapping[str, Mapping[str, Any]], report: Report) -> str:
         f"| {moved} |",
         "|---|---|---|---|---|---|" + "---|" * len(widths),
     ]
-    for part in report.parts:
+    for part in report.parts:  # the heads have their weights, and so a binary, in common
+        own = (
+            f"{part['layers']} | {part['source_bytes'] / 1e6:.0f} "
+            f"| {part['binary_bytes'] / 1e6:.0f} | {part['seconds']:.0f} "
+            f"| {(part['peak_bytes'] or 0) / 1e9:.1f}"
+        )
         for name in dict.fromkeys(graph["part"] for graph in part["graphs"]):
             traffic = {
                 graph["width"]: graph["traffic"]
@@ -79,11 +84,8 @@ def markdown(stages: Mapping[str, Mapping[str, Any]], report: Report) -> str:
                 if graph["part"] == name
             }
             cells = " | ".join(_traffic_cell(traffic[width]) for width in widths)
-            lines.append(
-                f"| {name} | {part['layers']} | {part['source_bytes'] / 1e6:.0f} "
-                f"| {part['binary_bytes'] / 1e6:.0f} | {part['seconds']:.0f} "
-                f"| {(part['peak_bytes'] or 0) / 1e9:.1f} | {cells} |"
-            )
+            lines.append(f"| {name} | {own} | {cells} |")
+            own = "| | | |"
     return "\n".join(lines)
 
 
