@@ -18,6 +18,7 @@ from specdec.cli.options import (
     DraftOption,
     MaxContextOption,
     ModelOption,
+    NpuOption,
     ThreadsOption,
 )
 from specdec.errors import InvalidInputError
@@ -66,6 +67,7 @@ def bench(
     threads: ThreadsOption = None,
     backend: BackendOption = "auto",
     draft_backend: DraftBackendOption = "auto",
+    npu_option: NpuOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all figures here; '-' prints them.")
     ] = None,
@@ -87,7 +89,9 @@ def bench(
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, **UNTRUNCATED)
     kinds = load_prompts(prompts or [])
-    pair = load_pair(model, draft, threads, backend=backend, draft_backend=draft_backend)
+    pair = load_pair(
+        model, draft, threads, backend=backend, draft_backend=draft_backend, npu_options=npu_option
+    )
     plan = pair.target.plan
     if k is None and plan is not None:
         lengths = [length for length in lengths if length < plan.widths[-1]]
@@ -103,6 +107,7 @@ def bench(
             "temperature": temperature,
             "max_tokens": max_tokens,
             "repeats": repeat,
+            "npu_options": npu_option or [],
             "prompts": {kind.name: len(kind.prompts) for kind in kinds},
         },
         "texts_identical": None if differing is None else not differing,

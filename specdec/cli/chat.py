@@ -15,6 +15,7 @@ from specdec.cli.options import (
     DraftOption,
     MaxContextOption,
     ModelOption,
+    NpuOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -36,6 +37,7 @@ def chat(
     threads: ThreadsOption = None,
     backend: BackendOption = "auto",
     draft_backend: DraftBackendOption = "auto",
+    npu_option: NpuOption = None,
     system: SystemOption = None,
     no_stats: Annotated[bool, typer.Option("--no-stats", help="No figures.")] = False,
 ) -> None:
@@ -51,7 +53,9 @@ def chat(
     from specdec.sampling import SamplingParams
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    pair = load_pair(model, draft, threads, backend=backend, draft_backend=draft_backend)
+    pair = load_pair(
+        model, draft, threads, backend=backend, draft_backend=draft_backend, npu_options=npu_option
+    )
     generator = Generator(pair.target, pair.draft, draft_length=length, max_context=max_context)
     messages = [] if system is None else [{"role": "system", "content": system}]
     while (line := _read_line()) is not None:

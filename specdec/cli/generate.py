@@ -16,6 +16,7 @@ from specdec.cli.options import (
     DraftOption,
     MaxContextOption,
     ModelOption,
+    NpuOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -52,6 +53,7 @@ def generate(
     threads: ThreadsOption = None,
     backend: BackendOption = "auto",
     draft_backend: DraftBackendOption = "auto",
+    npu_option: NpuOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without a chat template.")
     ] = False,
@@ -84,7 +86,9 @@ def generate(
         stop=stop or (),
     )
     text = _read_prompt(prompt, raw)
-    pair = load_pair(model, draft, threads, backend=backend, draft_backend=draft_backend)
+    pair = load_pair(
+        model, draft, threads, backend=backend, draft_backend=draft_backend, npu_options=npu_option
+    )
     generator = Generator(
         pair.target,
         pair.draft,

@@ -45,12 +45,13 @@ def load_pair(
     *,
     backend: str = "auto",
     draft_backend: str = "auto",
+    npu_options: list[str] | None = None,
 ) -> Pair:
     """The models that ``--model`` and ``--draft`` name; None takes the model's known drafter."""
     from specdec.generator import Ngram
 
     drafter = draft or known_drafter(model) or NONE
-    target = load_model(model, threads, backend)
+    target = load_model(model, threads, backend, npu_options)
     by_default = draft is None
     if drafter == NONE:
         return Pair(target, None, by_default)
@@ -58,17 +59,24 @@ def load_pair(
         return Pair(target, Ngram(), by_default)
     if drafter == model and draft_backend == backend:
         return Pair(target, target, by_default)
-    return Pair(target, load_model(drafter, threads, draft_backend), by_default)
+    return Pair(target, load_model(drafter, threads, draft_backend, npu_options), by_default)
 
 
-def load_model(name_or_folder: str, threads: int | None = None, backend: str = "auto") -> Model:
+def load_model(
+    name_or_folder: str,
+    threads: int | None = None,
+    backend: str = "auto",
+    npu_options: list[str] | None = None,
+) -> Model:
     """A model by name, pulled first if need be, or from its folder."""
     from specdec.hub import resolve
     from specdec.model import Model
+    from specdec.qnn.options import QnnOptions
 
+    options = QnnOptions.parse(npu_options or ())
     with StageProgress(name_or_folder) as progress:
         folder = resolve(name_or_folder, progress=progress)
-    return Model.load(folder, threads=threads, backend=backend)
+    return Model.load(folder, threads=threads, backend=backend, qnn=options)
 
 
 def known_drafter(model: str) -> str | None:

@@ -45,6 +45,13 @@ BackendOption = Annotated[
 DraftBackendOption = Annotated[
     str, typer.Option(help="What the drafter runs on, as --backend for the target.")
 ]
+NpuOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--npu-option",
+        help="How an NPU runs: name=value (performance_mode=balanced...); may be repeated.",
+    ),
+]
 TemperatureOption = Annotated[
     float | None,
     typer.Option("--temperature", "-t", help="0 is greedy.", show_default="the model's"),

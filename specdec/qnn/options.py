@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from specdec.checks import check_whole, shown
 from specdec.errors import InvalidInputError
@@ -76,6 +78,20 @@ class QnnOptions:
         if self.library is not None and not Path(self.library).is_file():
             raise InvalidInputError(f"library is {shown(self.library)}; there is no such file")
 
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> QnnOptions:
+        """Options from ``name=value`` texts, as the command line has them."""
+        kinds = {field.name: str(field.type) for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for text in texts:
+            name, given, value = text.partition("=")
+            if name not in kinds or not given:
+                raise InvalidInputError(
+                    f"NPU option {shown(text)}: give name=value, with one of {', '.join(kinds)}"
+                )
+            values[name] = _parse_value(value, kinds[name])
+        return cls(**values)
+
     def provider_options(self) -> dict[str, str]:
         """What is given here, as the provider's own options."""
         options = {
@@ -99,6 +115,15 @@ class QnnOptions:
         if self.shared_memory:
             options["enable_htp_shared_memory_allocator"] = "1"
         return options
+
+
+def _parse_value(text: str, kind: str) -> Any:
+    """A value of a field; one that cannot be parsed is left to the field's own check."""
+    if kind == "bool" and text in ("true", "false"):
+        return text == "true"
+    if kind.startswith("int") and text.removeprefix("-").isdecimal():
+        return int(text)
+    return text
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -56,6 +56,8 @@ def test_generate(cli: Any, compiled_target: Path, tiny_drafter: Path) -> None:
     outcome = cli("generate", "fox", *models, "-n", 4, "-t", 0, "-k", 3)
     assert outcome.code == 0, outcome.stderr
     assert "block efficiency" in outcome.stderr
+    slow = cli("generate", "fox", *models, "-n", 1, "--npu-option", "performance_mode=fast")
+    assert "performance_mode is 'fast'" in slow.error
     wide = cli("generate", "fox", *models, "-k", 9)
     assert "1 to 7" in wide.error
     wrong = cli("generate", "fox", *models, "--draft-backend", "qnn")

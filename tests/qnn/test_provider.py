@@ -168,6 +168,16 @@ def test_provider_options() -> None:
     assert options["profiling_level"] == "detailed"
 
 
+def test_options_of_the_command_line() -> None:
+    texts = ["performance_mode=balanced", "vtcm_mb=4", "shared_memory=true"]
+    assert QnnOptions.parse(texts) == QnnOptions(
+        performance_mode="balanced", vtcm_mb=4, shared_memory=True
+    )
+    assert QnnOptions.parse([]) == QnnOptions()
+    for text in ("speed=1", "vtcm_mb", "vtcm_mb=much", "vtcm_mb=-1", "shared_memory=1", "=1"):
+        error_of(lambda text=text: QnnOptions.parse([text]), text.partition("=")[0])
+
+
 def test_chips() -> None:
     names = [soc.name for soc in (*SOCS, SIMULATOR)]
     assert len({*names}) == len(names)
