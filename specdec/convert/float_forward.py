@@ -78,14 +78,22 @@ class FloatForward:
         ]  # [tokens, hidden] of each text
         self._rotary = rotary_tables(checkpoint, longest)
 
-    def cache(self, weights: LayerWeights, prefix: str, observe: Observe) -> None:
-        """Observes ``key_rotated`` and ``value`` alone, and moves nothing."""
+    def cache(
+        self, weights: LayerWeights, prefix: str, observe: Observe
+    ) -> tuple[FloatArray, FloatArray]:
+        """Observes ``key_rotated`` and ``value`` alone, and moves nothing.
+
+        Returns the first text's key (rotated) and value of position 0, [kv_heads * head_dim].
+        """
+        sinks = []
         for stream in self._streams:
             observer = _Observer(observe, prefix)
             x = self._norm(stream, weights.norms["attention_norm"])
-            key = self._heads(x @ weights.linears["key"])
-            observer.heads("key_rotated", self._rotate(key))
-            observer("value", x @ weights.linears["value"])
+            key = self._rotate(self._heads(x @ weights.linears["key"]))
+            observer.heads("key_rotated", key)
+            value = observer("value", x @ weights.linears["value"])
+            sinks.append((key[:, 0].reshape(-1), value[0]))
+        return sinks[0]
 
     def layer(
         self,
@@ -93,26 +101,22 @@ class FloatForward:
         prefix: str,
         observe: Observe,
         key_centre: FloatArray | None = None,
-    ) -> tuple[FloatArray, FloatArray]:
+    ) -> None:
         """Moves every text through one layer, observing its sites under ``prefix``.
 
         ``key_centre`` [kv_heads * head_dim] is subtracted from the rotated keys before they are
         multiplied, which moves the scores of a row alike and changes nothing else.
 
-        Returns the first text's keys (rotated) and values of position 0, [kv_heads, head_dim].
         Sites in order: ``attention_norm``; ``query``, ``key``, ``value`` (outputs of their
         linears); ``query_rotated``, ``key_rotated``; ``scores`` (visible ones) and
         ``highest_scores`` (of each row); ``attention``; ``attention_output``; ``middle`` (the
         residual stream between the two blocks); ``ffn_norm``; ``gate``, ``up``, ``silu``,
         ``gated``, ``down``; ``residual`` (the stream after the layer).
         """
-        sinks = []
         for index, stream in enumerate(self._streams):
             observer = _Observer(observe, prefix)
-            stream, *sink = self._attention(weights, stream, observer, key_centre)
-            self._streams[index] = self._feed_forward(weights, stream, observer)
-            sinks.append(sink)
-        return sinks[0][0], sinks[0][1]
+            middle = self._attention(weights, stream, observer, key_centre)
+            self._streams[index] = self._feed_forward(weights, middle, observer)
 
     def head(self, gain: FloatArray, weights: FloatArray, observe: Observe) -> FloatArray:
         """Observes ``final_norm`` and ``logits``; returns the first text's logits of position 0."""
@@ -129,7 +133,7 @@ class FloatForward:
         stream: FloatArray,
         observer: _Observer,
         key_centre: FloatArray | None,
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+    ) -> FloatArray:
         config, linears = self._config, weights.linears
         rows = len(stream)
         x = observer("attention_norm", self._norm(stream, weights.norms["attention_norm"]))
@@ -153,7 +157,7 @@ class FloatForward:
             mixed[queries] = scores @ value[head]
         x = observer("attention", mixed.swapaxes(0, 1).reshape(rows, -1))
         update = observer("attention_output", x @ linears["attention_output"])
-        return observer("middle", stream + update), key[:, 0], value[:, 0]
+        return observer("middle", stream + update)
 
     def _feed_forward(
         self, weights: LayerWeights, stream: FloatArray, observer: _Observer

@@ -54,12 +54,12 @@ class CacheScales:
         return cls(key, (low + high) / (2 * key), value, query, head_dim)
 
     def encoded_key(self, key: FloatArray) -> FloatArray:
-        """A rotated key [kv_heads, head_dim] as it is cached."""
-        return ((key.reshape(-1) / self.key) - self.key_centre).reshape(key.shape)
+        """A rotated key [kv_heads * head_dim] as it is cached."""
+        return key / self.key - self.key_centre
 
     def encoded_value(self, value: FloatArray) -> FloatArray:
-        """A value [kv_heads, head_dim] as it is cached."""
-        return (value.reshape(-1) / self.value).reshape(value.shape)
+        """A value [kv_heads * head_dim] as it is cached."""
+        return value / self.value
 
     def applied(self, linears: Mapping[str, QuantLinear]) -> dict[str, QuantLinear]:
         """The linears, of those by role, whose outputs are scaled."""

@@ -13,7 +13,7 @@ from specdec.convert.float_forward import LINEAR_INPUTS, FloatForward, LayerWeig
 from specdec.convert.htp_cache import CacheScales
 from specdec.convert.htp_encodings import layer_encodings
 from specdec.convert.htp_linears import CODES_PRODUCT, OFFSETS_PRODUCT, SUMS
-from specdec.convert.htp_ranges import Range, Ranges, encode_range, quantise
+from specdec.convert.htp_ranges import Range, Ranges, encode_range, include, quantise
 from specdec.convert.htp_stats import LinearStats, StatsGatherer
 from specdec.convert.htp_weights import MinimaLinear
 from specdec.convert.matrix import FloatArray
@@ -56,19 +56,25 @@ class Calibration:
         prefix = f"layers.{layer}."
         inputs = {prefix + role: prefix + LINEAR_INPUTS[role] for role in minima}
         linears = {prefix + role: linear for role, linear in minima.items()}
-        if self._is_open:
-            self._forward.cache(weights, prefix, self._ranges.observe)
+        ignore = Ranges()
+        key, value = self._forward.cache(
+            weights, prefix, (self._ranges if self._is_open else ignore).observe
+        )
+        # Every later position reads position 0's key: it must fit like the others.
         scales = CacheScales.fit(
-            self._ranges[prefix + "key_rotated"],
-            self._ranges[prefix + "value"],
+            include(self._ranges[prefix + "key_rotated"], key),
+            include(self._ranges[prefix + "value"], value),
             heads=self._config.heads,
             head_dim=self._config.head_dim,
         )
         observe = self._observer(linears, inputs)
-        sink = self._forward.layer(weights, prefix, observe, scales.key_centre * scales.key)
+        self._forward.layer(weights, prefix, observe, scales.key_centre * scales.key)
+        sink = scales.encoded_key(key), scales.encoded_value(value)
         encodings = layer_encodings(self._ranges, prefix, x, scales, sink, minima)
-        self._keys.append(quantise(scales.encoded_key(sink[0]), encodings["key_cache"]))
-        self._values.append(quantise(scales.encoded_value(sink[1]), encodings["value_cache"]))
+        for kept, new, name in zip(
+            (self._keys, self._values), sink, ("key_cache", "value_cache"), strict=True
+        ):
+            kept.append(quantise(new.reshape(-1, self._config.head_dim), encodings[name]))
         return encodings, scales
 
     def head(

@@ -18,6 +18,7 @@ from specdec.convert.htp_ranges import (
     encode8_symmetric,
     encode16_symmetric,
     encode_range,
+    include,
     largest,
     masked_scores,
 )
@@ -41,7 +42,7 @@ def layer_encodings(
 ) -> dict[str, Encoding]:
     """The encodings of a layer whose input is encoded as ``x``.
 
-    ``scales`` are those of its cache, ``sink`` the key and value of position 0, ``minima`` the
+    ``scales`` are those of its cache, ``sink`` position 0's key and value as cached, ``minima`` the
     roles of its linears with minima. Keys, values and queries are encoded as scaled.
     """
     factors = {
@@ -62,8 +63,8 @@ def layer_encodings(
             found[site] = _scaled(ranges[prefix + site], factors.get(role))
     highest = ranges[prefix + "highest_scores"]
     cached = {
-        "key_cache": (found["key_centred"], scales.encoded_key(sink[0])),
-        "value_cache": (found["value"], scales.encoded_value(sink[1])),
+        "key_cache": include(found["key_centred"], sink[0]),
+        "value_cache": include(found["value"], sink[1]),
     }
     return {
         **{site: encode_range(range) for site, range in found.items()},
@@ -71,10 +72,7 @@ def layer_encodings(
         **{
             f"{role}_product": encode16_symmetric(largest(found[role])) for role in ("query", "key")
         },
-        **{
-            name: encode8_symmetric(max(largest(range), float(np.abs(first).max())))
-            for name, (range, first) in cached.items()
-        },
+        **{name: encode8_symmetric(largest(range)) for name, range in cached.items()},
         "masked_scores": masked_scores(found["scores"], highest),
         "input": x,
         "mask": MASK,

@@ -284,6 +284,12 @@ def _sink_token(bos: int | None, calibration: Sequence[Sequence[int]], source: P
 
 
 def _texts(sink: int, calibration: Sequence[Sequence[int]], context: int) -> list[list[int]]:
-    """The texts to calibrate with, each from the sink on and no longer than the context."""
-    texts = [list(text) if text[:1] == [sink] else [sink, *text] for text in map(list, calibration)]
-    return [text[:context] for text in texts] or [[sink]]
+    """The texts to calibrate with, each from one sink on and no longer than the context.
+
+    A second sink right behind the first would have its huge activations too, and spoil the ranges.
+    """
+    texts = []
+    for text in calibration:
+        first = next((at for at, token in enumerate(text) if token != sink), len(text))
+        texts.append([sink, *text[first:]][:context])
+    return texts or [[sink]]

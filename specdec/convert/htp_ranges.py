@@ -56,6 +56,11 @@ def encode_range(range: Range) -> Encoding:
     return encode16(_MARGIN * float(range[0].min()), _MARGIN * float(range[1].max()))
 
 
+def include(range: Range, values: FloatArray) -> Range:
+    """The range with one more row, [features]."""
+    return np.minimum(range[0], values), np.maximum(range[1], values)
+
+
 def largest(range: Range) -> float:
     """The largest magnitude of any feature."""
     return float(max(-range[0].min(), range[1].max(), 0))
