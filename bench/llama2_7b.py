@@ -30,7 +30,6 @@ from specdec.convert.htp_parts import DEFAULT_PART_BYTES
 from specdec.qnn.compile import Report, compile_model
 
 STAGES = ("checkpoint", "convert", "compile")
-CONTEXT = 1024
 CALIBRATION_TOKENS = 16
 REPORT_FILE = "report.json"
 
@@ -136,7 +135,7 @@ def _run(stage: str, arguments: argparse.Namespace) -> None:
                 output,
                 layout=arguments.layout,
                 widths=arguments.widths,
-                context=CONTEXT,
+                context=arguments.context,
                 calibration=[[1, *text]],
                 part_bytes=arguments.part_bytes,
                 chat_template="llama-2",
@@ -163,6 +162,7 @@ def _output(stage: str, arguments: argparse.Namespace) -> Path:
     name = arguments.shape + ("" if arguments.layers is None else f"-{arguments.layers}-layers")
     if stage != "checkpoint":
         name += f"-{arguments.layout}-" + "-".join(map(str, sorted(arguments.widths)))
+        name += "" if arguments.context == 1024 else f"-context-{arguments.context}"
     if stage == "compile":
         name += f"-{arguments.soc}" + ("-separate" if arguments.separate else "")
     folder: Path = arguments.folder / name
@@ -176,6 +176,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--layout", default="w4a16")
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--soc", default="sm8650")
     parser.add_argument("--separate", action="store_true", help="a binary for each width")
     parser.add_argument("--part-bytes", type=int, default=DEFAULT_PART_BYTES)
