@@ -119,27 +119,29 @@ def quantize(
     checkpoint = open_source(source, target_source)
     layout = HTP_LAYOUTS[settings.layout]
     quantiser: Quantiser = round_linear
-    by_statistics = settings.method != "rtn" and not _is_held_as_it_is(checkpoint, layout)
-    if layout.is_quantised or by_statistics:
-        if texts is None:
-            texts = calibration_texts(
-                source,
-                settings,
-                target_source=target_source,
-                chat_template=chat_template,
-                progress=progress,
-            )
-        if settings.mixed is not None:
-            layout = _mix(checkpoint, texts, layout, settings.mixed, report)
-        if by_statistics:
-            quantiser = LayerwiseQuantiser(checkpoint, texts, layout.kind, settings.method)
+    by_statistics = settings.method != "rtn" and layout.body.bits < 16
+    if not layout.is_quantised and _is_held_as_it_is(checkpoint, layout):
+        by_statistics = False
+    if texts is None and (layout.is_quantised or by_statistics):
+        texts = calibration_texts(
+            source,
+            settings,
+            target_source=target_source,
+            chat_template=chat_template,
+            progress=progress,
+        )
+    texts = texts or ()
+    if settings.mixed is not None:
+        layout = _mix(checkpoint, texts, layout, settings.mixed, report)
+    if by_statistics:
+        quantiser = LayerwiseQuantiser(checkpoint, texts, layout.kind, settings.method)
     return convert_htp(
         source,
         destination,
         layout=layout,
         widths=settings.widths,
         context=settings.context,
-        calibration=texts or (),
+        calibration=texts,
         quantiser=quantiser,
         target_source=target_source,
         name=name,
@@ -232,8 +234,6 @@ def calibration_texts(
 
 def _is_held_as_it_is(checkpoint: Checkpoint, layout: HtpLayout) -> bool:
     """Whether no linear of the layers changes, going by those of the first."""
-    if layout.body.bits == 16:
-        return True
     names = [f"layers.0.{role}" for role in LINEAR_INPUTS]
     return all(is_held_as_it_is(load_linear(checkpoint, name), layout.kind(name)) for name in names)
 

@@ -6,6 +6,8 @@ of the linear's outputs, where ``H = E[x x^T]`` [K, K] is the second moment of i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,7 @@ from specdec.quantize.grid import FloatArray, Grid, SignedArray
 
 DAMPING = 0.01
 _CHUNK = 128  # inputs between two updates of all the weights that are still to come
+_OUTPUTS = 2048  # that are worked on at a time
 
 
 def gptq(
@@ -36,30 +39,34 @@ def gptq(
     Returns:
         int8 [K, N].
     """
-    inputs = len(weights)
     activity = np.diagonal(moment)
-    order = np.argsort(-activity, kind="stable") if by_activity else np.arange(inputs)
+    order = np.argsort(-activity, kind="stable") if by_activity else np.arange(len(weights))
     damped = damp(moment, damping)[np.ix_(order, order)]
     # The Cholesky factor of the inverse: row k holds what input k's error does to those after it.
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
-    steps, offsets = grid.rows(0, inputs, inputs)
-    steps = steps[order]
-    offsets = np.broadcast_to(np.float32(0) if grid.offsets is None else offsets, weights.shape)[
-        order
-    ]
-    left = weights[order]
     codes = np.empty(weights.shape, np.int8)
-    for first in range(0, inputs, _CHUNK):
-        end = min(first + _CHUNK, inputs)
-        errors = np.empty((end - first, weights.shape[1]), np.float32)
+    for columns in _columns(weights):
+        part = grid.columns(columns)
+        codes[order, columns] = _compensate(weights[order, columns], factor, part, order)
+    return codes
+
+
+def _compensate(
+    left: FloatArray, factor: FloatArray, grid: Grid, order: NDArray[np.intp]
+) -> SignedArray:
+    """Codes in the order of ``left``, whose row i is input ``order[i]``; changes ``left``."""
+    steps, offsets = grid.rows(order)
+    codes = np.empty(left.shape, np.int8)
+    for first in range(0, len(left), _CHUNK):
+        end = min(first + _CHUNK, len(left))
+        errors = np.empty((end - first, left.shape[1]), np.float32)
         for k in range(first, end):
-            code = np.clip(
-                np.rint((left[k] - offsets[k]) / steps[k]), grid.lowest, -grid.lowest - 1
-            )
-            error = (left[k] - offsets[k] - code * steps[k]) / factor[k, k]
+            wanted = left[k] - offsets[k]
+            code = np.clip(np.rint(wanted / steps[k]), grid.lowest, -grid.lowest - 1)
+            error = (wanted - code * steps[k]) / factor[k, k]
             left[k + 1 : end] -= np.outer(factor[k, k + 1 : end], error)
             errors[k - first] = error
-            codes[order[k]] = code
+            codes[k] = code
         left[end:] -= factor[first:end, end:].T @ errors
     return codes
 
@@ -78,31 +85,33 @@ def descend(
     Cyclic coordinate descent (Behdin et al. 2309.01885): with ``G = H (w - v)``, the best value of
     input k is ``v[k] + G[k] / H[k, k]``, rounded to the grid.
     """
-    inputs = len(weights)
     damped = damp(moment, damping).astype(np.float32)
-    diagonal = np.diagonal(damped).copy()
-    steps, offsets = grid.rows(0, inputs, inputs)
-    offsets = np.broadcast_to(np.float32(0) if grid.offsets is None else offsets, weights.shape)
-    values = grid.values(codes)
     result = codes.copy()
-    for _ in range(sweeps):
-        pull = damped @ (weights - values)
-        for first in range(0, inputs, _CHUNK):
-            end = min(first + _CHUNK, inputs)
-            changes = np.empty((end - first, weights.shape[1]), np.float32)
-            for k in range(first, end):
-                wanted = values[k] + pull[k] / diagonal[k]
-                code = np.clip(
-                    np.rint((wanted - offsets[k]) / steps[k]), grid.lowest, -grid.lowest - 1
-                )
-                change = offsets[k] + code * steps[k] - values[k]
-                values[k] += change
-                pull[k:end] -= np.outer(damped[k:end, k], change)
-                changes[k - first] = change
-                result[k] = code
-            outside = np.r_[0:first, end:inputs]
-            pull[outside] -= damped[outside, first:end] @ changes
+    for columns in _columns(weights):
+        for _ in range(sweeps):
+            _sweep(weights[:, columns], damped, grid.columns(columns), result[:, columns])
     return result
+
+
+def _sweep(weights: FloatArray, damped: FloatArray, grid: Grid, codes: SignedArray) -> None:
+    """One sweep of ``descend``; changes ``codes``."""
+    inputs = len(weights)
+    steps, offsets = grid.rows(np.arange(inputs))
+    values = grid.values(codes)
+    pull = damped @ (weights - values)
+    for first in range(0, inputs, _CHUNK):
+        end = min(first + _CHUNK, inputs)
+        changes = np.empty((end - first, weights.shape[1]), np.float32)
+        for k in range(first, end):
+            wanted = values[k] + pull[k] / damped[k, k] - offsets[k]
+            code = np.clip(np.rint(wanted / steps[k]), grid.lowest, -grid.lowest - 1)
+            change = offsets[k] + code * steps[k] - values[k]
+            values[k] += change
+            pull[k:end] -= np.outer(damped[k:end, k], change)
+            changes[k - first] = change
+            codes[k] = code
+        # What lies before is not read again in this sweep.
+        pull[end:] -= damped[end:, first:end] @ changes
 
 
 def damp(moment: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
@@ -117,3 +126,9 @@ def output_error(weights: FloatArray, moment: NDArray[np.float64], values: Float
     exact = weights.astype(np.float64)
     size = float(np.vdot(exact, moment @ exact))
     return float(np.vdot(difference, moment @ difference)) / max(size, 1e-300)
+
+
+def _columns(weights: FloatArray) -> Iterator[slice]:
+    """Outputs do not depend on each other: a few at a time stay in the processor's cache."""
+    for first in range(0, weights.shape[1], _OUTPUTS):
+        yield slice(first, first + _OUTPUTS)

@@ -34,21 +34,29 @@ class Grid:
         """The least code; the greatest is ``-lowest - 1``."""
         return -(1 << (self.bits - 1))
 
-    def rows(self, first: int, end: int, inputs: int) -> tuple[FloatArray, FloatArray | float]:
-        """Steps and offsets of the inputs ``first .. end - 1`` of ``inputs``, each [rows, N]."""
-        blocks = np.arange(first, end) // (inputs // len(self.steps))
-        return self.steps[blocks], 0.0 if self.offsets is None else self.offsets[blocks]
+    def columns(self, columns: slice) -> Grid:
+        """The grid of some of the outputs."""
+        offsets = None if self.offsets is None else self.offsets[:, columns]
+        return Grid(self.steps[:, columns], self.bits, offsets)
+
+    def rows(self, inputs: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+        """Steps and offsets of ``inputs``, which are all of them in some order, each [K, N]."""
+        blocks = inputs // (len(inputs) // len(self.steps))
+        steps = self.steps[blocks]
+        if self.offsets is None:
+            return steps, np.broadcast_to(np.float32(0), steps.shape)
+        return steps, self.offsets[blocks]
 
     def round(self, weights: FloatArray) -> SignedArray:
         """The nearest codes, int8 [K, N]."""
-        steps, offsets = self.rows(0, len(weights), len(weights))
+        steps, offsets = self.rows(np.arange(len(weights)))
         codes = np.rint((weights - offsets) / steps).clip(self.lowest, -self.lowest - 1)
         result: SignedArray = codes.astype(np.int8)
         return result
 
     def values(self, codes: SignedArray) -> FloatArray:
         """What the codes stand for, float32 [K, N]."""
-        steps, offsets = self.rows(0, len(codes), len(codes))
+        steps, offsets = self.rows(np.arange(len(codes)))
         return (codes * steps + offsets).astype(np.float32)
 
 

@@ -9,8 +9,9 @@ from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.float_forward import LINEAR_INPUTS, FloatForward, LayerWeights
 from specdec.convert.htp_stats import LinearStats, StatsGatherer
 from specdec.convert.htp_weights import Kind, QuantLinear
+from specdec.quantize.first_row import first_row_apart
 from specdec.quantize.grid import FloatArray
-from specdec.quantize.linears import quantise_linear
+from specdec.quantize.linears import is_held_as_it_is, quantise_linear
 
 _SITES = {*LINEAR_INPUTS.values(), "final_norm"}
 
@@ -53,17 +54,22 @@ class LayerwiseQuantiser:
         self._layer = layer
         prefix = f"layers.{layer}."
         weights = LayerWeights.load(self._checkpoint, layer)
-        gatherer = StatsGatherer(_SITES)
-        copy.deepcopy(self._forward).layer(weights, prefix, gatherer.observe)
+        gatherer: StatsGatherer | None = None
+        if not all(
+            is_held_as_it_is(linear, self._kind_of(prefix + role))
+            for role, linear in weights.linears.items()
+        ):
+            gatherer = StatsGatherer(_SITES)
+            copy.deepcopy(self._forward).layer(weights, prefix, gatherer.observe)
         self._ready.clear()
         for role, site in LINEAR_INPUTS.items():
             name = prefix + role
-            stats = gatherer.stats(prefix + site)
+            stats = None if gatherer is None else gatherer.stats(prefix + site)
             linear = quantise_linear(
                 weights.linears[role], self._kind_of(name), stats, self._method
             )
             self._ready[name] = linear
-            weights.linears[role] = linear.dequantise()
+            weights.linears[role] = first_row_apart(weights.linears[role], linear.dequantise())
         self._forward.layer(weights, prefix, lambda site, values: None)
 
     def _head(self, weights: FloatArray, kind: Kind) -> QuantLinear:

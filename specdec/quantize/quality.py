@@ -14,6 +14,7 @@ from specdec import _core
 from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.float_forward import FloatForward, LayerWeights, load_linear
 from specdec.model import Model
+from specdec.quantize.first_row import first_row_apart
 from specdec.quantize.grid import FloatArray
 
 _STEP = 32  # most tokens that a model is given at a time
@@ -53,7 +54,10 @@ class FloatReference:
         replaced: Mapping[str, FloatArray] | None = None,
         progress: Callable[[float], None] = lambda fraction: None,
     ) -> None:
-        """``replaced`` gives other weights [inputs, outputs] to some linears, by name."""
+        """``replaced`` gives other weights [inputs, outputs] to some linears, by name.
+
+        They act on all positions but 0, as in the graphs.
+        """
         self.texts = texts
         self.head_ids = checkpoint.head_ids
         replaced = replaced or {}
@@ -63,8 +67,9 @@ class FloatReference:
             progress(layer / layers)
             weights = LayerWeights.load(checkpoint, layer)
             prefix = f"layers.{layer}."
-            for role in weights.linears:
-                weights.linears[role] = replaced.get(prefix + role, weights.linears[role])
+            for role, exact in weights.linears.items():
+                if prefix + role in replaced:
+                    weights.linears[role] = first_row_apart(exact, replaced[prefix + role])
             forward.layer(weights, prefix, lambda site, values: None)
         head = replaced.get("head")
         self._head = load_linear(checkpoint, "head") if head is None else head

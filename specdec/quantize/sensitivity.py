@@ -14,6 +14,7 @@ from specdec.convert.htp_layouts import HtpLayout
 from specdec.convert.htp_parts import linear_shapes
 from specdec.convert.htp_stats import StatsGatherer
 from specdec.convert.htp_weights import W8, Kind
+from specdec.quantize.first_row import first_row_apart
 from specdec.quantize.grid import FloatArray
 from specdec.quantize.linears import quantise_linear
 
@@ -62,7 +63,8 @@ def scan(
             linear = quantise_linear(
                 weights[layer].linears[role], kind, gatherer.stats(site), method
             )
-            changed = dict(weights[layer].linears) | {role: linear.dequantise()}
+            exact = weights[layer].linears
+            changed = exact | {role: first_row_apart(exact[role], linear.dequantise())}
             stream = copy.deepcopy(streams[layer])
             stream.layer(LayerWeights(changed, weights[layer].norms), "", _ignore)
             for after in weights[layer + 1 :]:

@@ -18,6 +18,7 @@ from specdec.model import Model
 from specdec.model_folder import ModelFolder
 from specdec.quantize import Settings, measure, quantize
 from specdec.quantize import texts as texts_
+from specdec.quantize.first_row import first_row_apart
 from specdec.quantize.layerwise import LayerwiseQuantiser
 from specdec.quantize.quality import FloatReference, compare, model_logits
 from specdec.quantize.report import plot, table
@@ -126,6 +127,14 @@ def test_layers_are_quantised_with_what_the_layers_before_them_give(
         changed = FloatReference(checkpoint, texts, replaced)
         kls[method] = compare(method, reference, changed.logits).kl
     assert 0 < kls["gptq"] < kls["rtn"]
+
+
+def test_position_0_keeps_its_float_weights(tiny_gguf: Path, texts: list[list[int]]) -> None:
+    random = np.random.default_rng(0)
+    x, first, others = (random.standard_normal(shape) for shape in ((3, 8), (8, 5), (8, 5)))
+    product = x @ first_row_apart(first, others)  # type: ignore[arg-type]
+    np.testing.assert_allclose(product[:1], x[:1] @ first)
+    np.testing.assert_allclose(product[1:], x[1:] @ others)
 
 
 def test_sensitivities_are_of_every_linear(tiny_gguf: Path, texts: list[list[int]]) -> None:
