@@ -86,7 +86,7 @@ def convert_htp(
     report("checking", 0.0)
     template = None if chat_template is None else load_template(chat_template)
     checkpoint = open_source(source, target_source)
-    _check_sizes(widths, context, checkpoint.config, layout)
+    check_sizes(widths, context, checkpoint.config, layout)
     widths = tuple(sorted(set(widths)))
     graph = {
         "file": PLAN_FILE,
@@ -253,9 +253,10 @@ def _layout(name: str) -> HtpLayout:
     return HTP_LAYOUTS[name]
 
 
-def _check_sizes(
+def check_sizes(
     widths: Sequence[int], context: int, config: ModelConfig, layout: HtpLayout
 ) -> None:
+    """Raises InvalidInputError for widths or a context that there can be no graphs of."""
     # Other widths run in other kernels, whose results differ in their last bits: a draft of another
     # length would then give another text.
     step = 2 if layout.is_quantised else 8
@@ -263,6 +264,8 @@ def _check_sizes(
         raise InvalidInputError(
             f"widths {list(widths)}: give one or more multiples of {step} up to {_WIDEST}"
         )
+    if part_bytes < 1:
+        raise InvalidInputError(f"part_bytes is {part_bytes}: give a number above 0")
     if not max(widths) <= context <= config.context:
         raise InvalidInputError(
             f"a context of {context} tokens: the model takes {config.context} at most, and the "

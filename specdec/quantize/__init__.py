@@ -16,7 +16,7 @@ from specdec.convert import convert
 from specdec.convert.chat_templates import load_template
 from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.float_forward import LINEAR_INPUTS, load_linear
-from specdec.convert.htp_folder import convert_htp
+from specdec.convert.htp_folder import check_sizes, convert_htp
 from specdec.convert.htp_layouts import DEFAULT_HTP_LAYOUT, HTP_LAYOUTS, HtpLayout
 from specdec.convert.htp_stats import Quantiser, round_linear
 from specdec.convert.source import open_source
@@ -118,6 +118,7 @@ def quantize(
         )
     checkpoint = open_source(source, target_source)
     layout = HTP_LAYOUTS[settings.layout]
+    check_sizes(settings.widths, settings.context, checkpoint.config, layout)
     quantiser: Quantiser = round_linear
     by_statistics = settings.method != "rtn" and layout.body.bits < 16
     if not layout.is_quantised and _is_held_as_it_is(checkpoint, layout):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -231,9 +232,16 @@ def test_mixed_layouts_hold_some_linears_in_8_bits(
     assert 1 < count_of_8_bits(0.01) < 14
 
 
-def test_an_existing_destination_is_said_at_once(tiny_gguf: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_at_once(tiny_gguf: Path, tmp_path: Path) -> None:
+    def fail(stage: str, fraction: float) -> None:
+        pytest.fail(stage)
+
     with pytest.raises(ModelFolderError, match="already exists"):
-        quantize(tiny_gguf, tmp_path, progress=lambda stage, fraction: pytest.fail(stage))
+        quantize(tiny_gguf, tmp_path, progress=fail)
+    with pytest.raises(InvalidInputError, match="widths"):
+        quantize(tiny_gguf, tmp_path / "made", Settings(widths=(7,)), progress=fail)
+    with pytest.raises(InvalidInputError, match="a context of 9999 tokens"):
+        quantize(tiny_gguf, tmp_path / "made", Settings(context=9999), progress=fail)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +263,8 @@ def test_reports(tmp_path: Path, tiny_gguf: Path, texts: list[list[int]]) -> Non
     reference = FloatReference(open_source(tiny_gguf, None), texts)
     quality = compare("a <b> & c", reference, reference.logits)
     assert table([quality]).count("\n") == 3
-    assert "a &lt;b&gt; &amp; c" in plot([quality])
+    (svg,) = ElementTree.fromstring(plot([quality])).iter("{http://www.w3.org/2000/svg}svg")
+    assert "a <b> & c" in "".join(svg.itertext())
     files = write_report(tmp_path / "report", [quality], {"seed": "0"})
     assert [file.name for file in files] == ["report.md", "report.json", "report.svg"]
     assert json.loads(files[1].read_text())["choices"][0]["positions"] == 120
