@@ -40,7 +40,7 @@ __all__ = [
 
 WRITTEN_TOKENS = 4096
 _HELD_OUT_SEED = 1_000_000  # far from any seed of the calibration
-_SCANNED_TOKENS = 512
+_SCANNED_TOKENS = 256
 
 Progress = Callable[[str, float], None]
 
