@@ -128,6 +128,9 @@ def _plan(document: dict[str, Any]) -> HtpPlan:
     values["widths"] = tuple(values["widths"])
     values["parts"] = tuple(_part(entry) for entry in values["parts"])
     plan = HtpPlan(**values)
+    names = [plan.embedding_file, plan.rotary_file, plan.sink_file or ""]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("the name of a file is not a text")
     whole = [plan.past, plan.mask_allowed, plan.mask_blocked, *plan.widths]
     if not all(type(value) is int and value >= 0 for value in whole):
         raise ValueError("a size is not a whole number")
@@ -147,6 +150,8 @@ def _encoding(entry: dict[str, Any]) -> Encoding:
     encoding = Encoding(**entry)
     if encoding.type not in ENCODING_TYPES:
         raise ValueError(f"unknown encoding {encoding.type!r}")
+    if not (encoding.scale > 0 and type(encoding.zero_point) is int):
+        raise ValueError("a scale or a zero point is out of range")
     return encoding
 
 

@@ -71,6 +71,10 @@ class FloatForward:
             raise InvalidInputError(
                 f"calibration needs texts of 1 to {self._config.context} tokens, not {longest}"
             )
+        if not all(0 <= token < self._config.vocab for text in texts for token in text):
+            raise InvalidInputError(
+                f"calibration needs tokens of the vocabulary, 0 to {self._config.vocab - 1}"
+            )
         matrix = checkpoint.matrix("embedding")
         self._streams = [
             matrix.take_rows(np.asarray(text, np.int64)).dequantise().astype(np.float32)

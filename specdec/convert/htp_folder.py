@@ -83,6 +83,8 @@ def convert_htp(
     report = progress or (lambda stage, fraction: None)
     if isinstance(layout, str):
         layout = _layout(layout)
+    if part_bytes < 1:
+        raise InvalidInputError(f"part_bytes is {part_bytes}: give a number above 0")
     report("checking", 0.0)
     template = None if chat_template is None else load_template(chat_template)
     checkpoint = open_source(source, target_source)
@@ -264,8 +266,6 @@ def check_sizes(
         raise InvalidInputError(
             f"widths {list(widths)}: give one or more multiples of {step} up to {_WIDEST}"
         )
-    if part_bytes < 1:
-        raise InvalidInputError(f"part_bytes is {part_bytes}: give a number above 0")
     if not max(widths) <= context <= config.context:
         raise InvalidInputError(
             f"a context of {context} tokens: the model takes {config.context} at most, and the "
