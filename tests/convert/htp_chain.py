@@ -52,14 +52,17 @@ class Chain:
         zero = plan.key[0].zero_point
         self.keys = [np.full((1, heads, size, plan.past), zero, cache) for _ in plan.key]
         self.values = [np.full((1, heads, plan.past, size), zero, cache) for _ in plan.value]
-        self.length = 0
         self.sink: Any = None
         if plan.sink_file:
             self.sink = np.load(folder / plan.sink_file)
             for layer in range(config.layers):
                 self.keys[layer][0, :, :, 0] = self.sink["key"][layer]
                 self.values[layer][0, :, 0] = self.sink["value"][layer]
-            self.length = 1
+        self.truncate()
+
+    def truncate(self) -> None:
+        """Back to the first position."""
+        self.length = 0 if self.sink is None else 1
 
     def step(self, tokens: Sequence[int], width: int, head: str = "logits") -> Array:
         """Runs ``tokens`` in the graphs of ``width``, keeps them all, returns the head's rows."""
