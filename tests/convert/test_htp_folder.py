@@ -10,19 +10,26 @@ import numpy as np
 import pytest
 
 from specdec.convert.checkpoint import ModelConfig
-from specdec.convert.float_forward import LINEAR_INPUTS
+from specdec.convert.float_forward import (
+    LINEAR_INPUTS,
+    FloatForward,
+    LayerWeights,
+    load_linear,
+)
 from specdec.convert.htp_folder import convert_htp
 from specdec.convert.htp_layouts import HTP_LAYOUTS
 from specdec.convert.htp_parts import DEFAULT_PART_BYTES, cut_layers
 from specdec.convert.htp_stats import LinearStats
 from specdec.convert.htp_weights import Kind, QuantLinear
+from specdec.convert.huggingface_checkpoint import HuggingfaceCheckpoint
 from specdec.convert.matrix import FloatArray
 from specdec.errors import CheckpointError, InvalidInputError, ModelFolderError
 from specdec.htp_plan import PLAN_FILE, HtpPlan
 from specdec.model_folder import ModelFolder
-from tests.convert.htp_chain import decode
+from tests.convert.htp_chain import Chain, decode
 from tests.convert.numpy_llama import NumpyLlama
 from tests.tiny_gguf import write_tiny_gguf
+from tests.tiny_huggingface import write_tiny_huggingface
 
 TEXTS = [np.random.default_rng(seed).integers(2, 300, 40).tolist() for seed in range(3)]
 LLAMA_7B = ModelConfig(
@@ -171,3 +178,23 @@ def test_layers_are_spread_evenly_over_parts() -> None:
     for limit, lengths in ((33 * layer, [32]), (31 * layer, [16, 16]), (10 * layer, [8] * 4)):
         cuts: Sequence[range] = cut_layers(LLAMA_7B, HTP_LAYOUTS["w8a16"], limit)
         assert [len(cut) for cut in cuts] == lengths
+
+
+def test_a_hugging_face_folder(tmp_path: Path) -> None:
+    source = write_tiny_huggingface(tmp_path / "source")
+    path = convert_htp(source, tmp_path / "model", widths=(8,), context=64, calibration=TEXTS)
+    chain = Chain(path)
+    text = [int(np.load(path / "sink.npz")["token"]), *TEXTS[0]]
+    rows: list[FloatArray] = []
+
+    def keep(site: str, values: FloatArray) -> None:
+        if site == "logits":
+            rows.append(values)
+
+    checkpoint = HuggingfaceCheckpoint(source)
+    forward = FloatForward(checkpoint, [text])
+    for layer in range(checkpoint.config.layers):
+        forward.layer(LayerWeights.load(checkpoint, layer), "", keep)
+    forward.head(checkpoint.vector("final_norm"), load_linear(checkpoint, "head"), keep)
+    error = chain.logits(text, 8)[1:] - rows[0]
+    assert np.sqrt(np.mean(error**2)) < 0.05 * np.std(rows[0])

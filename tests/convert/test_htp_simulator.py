@@ -63,3 +63,14 @@ def test_the_npu_computes_what_the_cpu_computes(
     start = npu.length
     best = npu.step(TOKENS[start : start + 8], 8, head="best")
     np.testing.assert_array_equal(best, found[start : start + 8].argmax(axis=-1))
+    npu.truncate()
+    generator = np.random.default_rng(3)
+    for tensor in (*npu.keys, *npu.values):  # position 0 stays, whatever lies behind is hidden
+        junk = generator.integers(0, 256, tensor.shape).astype(np.uint8)
+        hidden = np.ones(tensor.shape, bool)
+        hidden[..., :1] = False
+        hidden[:, :, :1] = False
+        tensor[hidden] = junk[hidden].astype(tensor.dtype)
+    changed = [*TOKENS[start : start + 4], 7, 8, 9, 10]
+    rows = npu.step(changed, 8)
+    np.testing.assert_array_equal(rows[:4], found[start : start + 4])
