@@ -132,6 +132,9 @@ def quantize(
             progress=progress,
         )
     texts = texts or ()
+    if texts:
+        report("checking the calibration texts", 0.0)
+        texts = texts_.without_second_sinks(checkpoint, texts)
     if settings.mixed is not None:
         layout = _mix(checkpoint, texts, layout, settings.mixed, report)
     if by_statistics:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 
 from specdec.chat import encode_chat
-from specdec.convert.checkpoint import ModelSource
+from specdec.convert.checkpoint import Checkpoint, ModelSource
+from specdec.convert.float_forward import FloatForward, LayerWeights
+from specdec.convert.matrix import FloatArray
 from specdec.errors import CheckpointError, InvalidInputError
 from specdec.generator import Generator
 from specdec.model import Model
@@ -27,6 +30,8 @@ CALIBRATION = "calibration.txt"
 HELD_OUT = "heldout.txt"
 DIVIDER = "\f"  # between texts of a file
 LENGTH = 256  # tokens of a text; longer ones are cut
+_START = 8  # tokens among which a second sink may be
+_HUGE = 10  # times what is typical
 
 _PROMPTS = (
     "Explain to a child why the sky is blue.",
@@ -147,6 +152,32 @@ def write(
         written += len(text)
     progress(1.0)
     return texts
+
+
+def without_second_sinks(
+    checkpoint: Checkpoint, texts: Sequence[Sequence[int]]
+) -> list[Sequence[int]]:
+    """``texts`` without those in which another token than the first has huge activations.
+
+    Some words right behind the first token become sinks too, with activations a hundred times those
+    of all other tokens: one such text in the calibration, and the steps of the residual stream are
+    a hundred times as wide for all. In a text that does begin so, they are clipped.
+    """
+    starts = [list(text[:_START]) for text in texts]
+    largest: list[list[float]] = []
+
+    def observe(site: str, values: FloatArray) -> None:
+        if site == "residual":
+            largest[-1].append(float(np.abs(values).max()))
+
+    forward = FloatForward(checkpoint, [start for start in starts if len(start) > 1])
+    for layer in range(checkpoint.config.layers):
+        largest.append([])
+        forward.layer(LayerWeights.load(checkpoint, layer), "", observe)
+    sizes = np.array(largest)  # [layers, texts of two tokens or more]
+    typical = np.median(sizes, axis=1, keepdims=True)
+    huge = iter((sizes > _HUGE * typical).any(axis=0))
+    return [text for text in texts if len(text) < 2 or not next(huge)]
 
 
 def _prompt(model: Model, question: str) -> list[int]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import onnx
 import pytest
 
+from specdec.convert.checkpoint import ModelSource
 from specdec.convert.float_forward import LINEAR_INPUTS
 from specdec.convert.htp_layouts import HTP_LAYOUTS
 from specdec.convert.htp_weights import W8
+from specdec.convert.matrix import DenseMatrix, Matrix
 from specdec.convert.source import open_source
 from specdec.errors import InvalidInputError, ModelFolderError
 from specdec.model import Model
@@ -99,6 +102,31 @@ def test_shipped_texts_are_apart() -> None:
     seen = " ".join(" ".join(calibration).split())
     runs = (" ".join(words[start : start + 6]) for start in range(len(words) - 5))
     assert not any(run in seen for run in runs)
+
+
+class LoudToken:
+    """A checkpoint whose token 7 has an embedding a thousand times as large."""
+
+    def __init__(self, checkpoint: ModelSource) -> None:
+        self._checkpoint = checkpoint
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._checkpoint, name)
+
+    def matrix(self, name: str) -> Matrix:
+        matrix = self._checkpoint.matrix(name)
+        if name != "embedding":
+            return matrix
+        values = matrix.dequantise().copy()
+        values[7] *= 1000
+        return DenseMatrix(values)
+
+
+def test_texts_with_a_second_sink_are_left_out(tiny_gguf: Path) -> None:
+    checkpoint: Any = LoudToken(open_source(tiny_gguf, None))
+    plain = [[1, 5, 9, 12], [1, 8, 4], [1], [1, 20, 30, 40]]
+    texts = [*plain[:2], [1, 7, 9], *plain[2:]]
+    assert texts_.without_second_sinks(checkpoint, texts) == plain
 
 
 def test_what_the_model_writes_follows_the_seed(tiny_target: Path) -> None:
