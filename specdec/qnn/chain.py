@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from specdec import _core
 from specdec.errors import ModelFolderError, ModelRunError
@@ -24,7 +23,7 @@ from specdec.model_folder import ModelConfig, ModelFolder
 from specdec.qnn.compiled import Compiled, check_compiled
 from specdec.qnn.options import QnnOptions
 from specdec.qnn.past_memory import PastMemory
-from specdec.qnn.sessions import open_session, plain_line
+from specdec.qnn.sessions import open_on_cpu, open_session, plain_line
 from specdec.qnn.sink import Sink, load_sink
 
 _Table = np.ndarray[Any, np.dtype[np.uint16]]
@@ -80,7 +79,7 @@ class FixedSession:
                     if backend == "qnn":
                         session = open_session(path, options, config)
                     else:
-                        session = _open_on_cpu(path, threads)
+                        session = open_on_cpu(path, threads)
                     _check_graph(path, session, _shapes(self._config, self.plan, part, width))
                     self._graphs[part.name, width] = session
 
@@ -203,23 +202,6 @@ def _open_tables(folder: ModelFolder, plan: HtpPlan) -> list[_Table]:
                 f"{path}: is not the table of {list(shape)} elements of the plan; convert it again"
             ) from error
     return tables
-
-
-def _open_on_cpu(path: Path, threads: int | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Fused integer kernels round otherwise than the NPU, which computes quantizers one by one.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ModelFolderError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it "
-            f"({plain_line(str(error))}); convert the model again"
-        ) from error
 
 
 def _check_plan(folder: ModelFolder, plan: HtpPlan) -> None:

@@ -16,7 +16,7 @@ from specdec.qnn import provider
 from specdec.qnn.check_graph import check_input, write_check_graph
 from specdec.qnn.device import device_name, device_soc
 from specdec.qnn.options import QnnOptions
-from specdec.qnn.sessions import open_session
+from specdec.qnn.sessions import open_on_cpu, open_session
 
 _MOST_STEPS = 4
 """Of 65,536, by which the NPU's result may differ from the CPU's."""
@@ -126,8 +126,7 @@ def _compare(session: Any, graph: Path) -> tuple[int, float]:
         begin = time.perf_counter()
         (ours,) = session.run(None, {"x": x})
         times.append(time.perf_counter() - begin)
-    plain = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    (theirs,) = plain.run(None, {"x": x})
+    (theirs,) = open_on_cpu(graph).run(None, {"x": x})
     steps = int(np.abs(ours.astype(np.int64) - theirs.astype(np.int64)).max())
     if steps > _MOST_STEPS:
         raise RuntimeError(f"differs from the CPU by {steps} of 65536 steps")

@@ -1,4 +1,4 @@
-"""Sessions whose whole graph is on the NPU, or an error that says why it is not."""
+"""Sessions whose whole graph is on the NPU, or an error that says why it is not; and on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import onnxruntime
 
-from specdec.errors import BackendError
+from specdec.errors import BackendError, ModelFolderError
 from specdec.qnn import provider
 from specdec.qnn.native_output import native_output
 from specdec.qnn.options import QnnOptions
@@ -56,6 +56,28 @@ def open_session(
         # ONNX Runtime says little of why; the provider says it in its log and in a trace of the
         # graph, so look a second time with both.
         raise _explained(graph, options, config or {}, error) from error
+
+
+def open_on_cpu(path: Path, threads: int | None = None) -> Any:
+    """A session of a graph on the CPU provider, quantizer by quantizer as the NPU computes it.
+
+    Raises:
+        ModelFolderError: ONNX Runtime cannot load the graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Fused integer kernels round otherwise than the NPU, which computes quantizers one by one.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelFolderError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it "
+            f"({plain_line(str(error))}); convert the model again"
+        ) from error
 
 
 def _open(

@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime_qnn")
 
 from specdec import BackendError, InvalidInputError, QnnOptions
 from specdec.qnn import provider
-from specdec.qnn.sessions import open_session, plain_line
+from specdec.qnn.sessions import open_on_cpu, open_session, plain_line
 from specdec.qnn.soc import SIMULATOR, SOCS, find_soc
 from tests.qnn.graphs import write_linear
 
@@ -35,8 +35,7 @@ def test_a_session_computes_what_the_graph_says(tmp_path: Path) -> None:
     graph = write_linear(tmp_path / "linear.onnx")
     x = np.random.default_rng(3).integers(29_000, 31_000, (1, 4, 32)).astype(np.uint16)
     (ours,) = open_session(graph, QnnOptions()).run(None, {"x": x})
-    plain = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    (theirs,) = plain.run(None, {"x": x})
+    (theirs,) = open_on_cpu(graph).run(None, {"x": x})
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
