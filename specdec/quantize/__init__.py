@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 WRITTEN_TOKENS = 4096
-_HELD_OUT_SEED = 1_000_000  # far from any seed of the calibration
 _SCANNED_TOKENS = 256
 
 Progress = Callable[[str, float], None]
@@ -168,7 +167,7 @@ def measure(
     """The quality of model folders, by choice, against the float model of ``source``.
 
     On the texts of ``held_out``; None takes the text that comes with specdec for this, and what the
-    first of the folders writes, ``tokens`` tokens in all at the least. The folders run on the CPU.
+    model itself writes, ``tokens`` tokens in all at the least. The folders run on the CPU.
 
     Raises InvalidInputError, CheckpointError and ModelFolderError for what cannot be used.
     """
@@ -182,11 +181,8 @@ def measure(
     )
     missing = tokens - texts_.all_tokens(texts)
     if held_out is None and missing > 0:
-        texts += texts_.write(
-            next(iter(models.values())),
-            missing,
-            seed=_HELD_OUT_SEED,
-            progress=lambda done: report("writing held-out text", done),
+        texts += _written(
+            target_source or source, missing, report, seed=0, length=length, held_out=True
         )
     reference = FloatReference(
         checkpoint, texts, progress=lambda done: report("running the float model", done)
@@ -219,20 +215,14 @@ def calibration_texts(
         return _encode(speech, texts_.read(settings.calibration), length)
     texts = _encode(speech, texts_.shipped(texts_.CALIBRATION), length)
     if settings.written_tokens:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            folder = convert(
-                target_source or source,
-                Path(scratch) / "writer",
-                chat_template=chat_template,
-                progress=lambda stage, done: report("preparing to write text", done),
-            )
-            texts += texts_.write(
-                Model.load(folder, backend="cpu"),
-                settings.written_tokens,
-                seed=settings.seed,
-                length=length,
-                progress=lambda done: report("writing calibration text", done),
-            )
+        texts += _written(
+            target_source or source,
+            settings.written_tokens,
+            report,
+            seed=settings.seed,
+            length=length,
+            chat_template=chat_template,
+        )
     return texts
 
 
@@ -240,6 +230,35 @@ def _is_held_as_it_is(checkpoint: Checkpoint, layout: HtpLayout) -> bool:
     """Whether no linear of the layers changes, going by those of the first."""
     names = [f"layers.0.{role}" for role in LINEAR_INPUTS]
     return all(is_held_as_it_is(load_linear(checkpoint, name), layout.kind(name)) for name in names)
+
+
+def _written(
+    source: Path,
+    tokens: int,
+    report: Progress,
+    *,
+    seed: int,
+    length: int,
+    chat_template: str | None = None,
+    held_out: bool = False,
+) -> list[list[int]]:
+    """What the model of ``source`` writes, in the layout that is fast on the CPU."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        folder = convert(
+            source,
+            Path(scratch) / "writer",
+            chat_template=chat_template,
+            progress=lambda stage, done: report("preparing to write text", done),
+        )
+        what = "held-out" if held_out else "calibration"
+        return texts_.write(
+            Model.load(folder, backend="cpu"),
+            tokens,
+            seed=seed,
+            length=length,
+            held_out=held_out,
+            progress=lambda done: report(f"writing {what} text", done),
+        )
 
 
 def _encode(speech: texts_.Speech, contents: Sequence[str], length: int) -> list[list[int]]:

@@ -51,6 +51,7 @@ _PROMPTS = (
     "Who was Marie Curie, and what is she known for?",
     "Write a poem about the first day of autumn.",
 )
+_HELD_OUT_PROMPTS = 5  # the last ones, which nothing is calibrated with
 _TEMPERATURES = (1.0, 0.7, 0.0)
 
 
@@ -128,12 +129,16 @@ def write(
     *,
     seed: int,
     length: int = LENGTH,
+    held_out: bool = False,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[list[int]]:
     """About ``tokens`` token ids that ``model`` writes, in texts of at most ``length``.
 
-    Questions take turns, and so do temperatures; the same ``seed`` gives the same texts.
+    Questions take turns, and so do temperatures; the same ``seed`` gives the same texts. Held-out
+    texts answer other questions, and are never greedy: those would come again word for word.
     """
+    questions = _PROMPTS[-_HELD_OUT_PROMPTS:] if held_out else _PROMPTS[:-_HELD_OUT_PROMPTS]
+    temperatures = _TEMPERATURES[:-1] if held_out else _TEMPERATURES
     texts: list[list[int]] = []
     length = min(length, model.config.context)
     generator = Generator(model, max_context=length)
@@ -141,10 +146,10 @@ def write(
     while written < tokens:
         progress(written / tokens)
         index = len(texts)
-        prompt = _prompt(model, _PROMPTS[index % len(_PROMPTS)])[: length // 2]
+        prompt = _prompt(model, questions[index % len(questions)])[: length // 2]
         sampling = SamplingParams(
             max_tokens=length - len(prompt),
-            temperature=_TEMPERATURES[index % len(_TEMPERATURES)],
+            temperature=temperatures[index % len(temperatures)],
             seed=seed + index,
         )
         text = [*prompt, *generator.generate(prompt, sampling).tokens]

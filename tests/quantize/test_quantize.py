@@ -138,6 +138,15 @@ def test_what_the_model_writes_follows_the_seed(tiny_target: Path) -> None:
     assert texts_.write(model, 200, seed=4, length=64) != written
 
 
+def test_held_out_texts_answer_other_questions(tiny_target: Path) -> None:
+    model = Model.load(tiny_target)
+    calibration, held_out = (
+        texts_.write(model, 2000, seed=0, length=64, held_out=which) for which in (False, True)
+    )
+    starts = {tuple(text[:32]) for text in calibration}
+    assert not starts & {tuple(text[:32]) for text in held_out}
+
+
 def test_layers_are_quantised_with_what_the_layers_before_them_give(
     tiny_gguf: Path, texts: list[list[int]]
 ) -> None:
