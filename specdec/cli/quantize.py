@@ -18,7 +18,7 @@ def quantize(
         str,
         typer.Argument(help="A GGUF file, a Hugging Face folder, or a name that pull knows."),
     ],
-    destination: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
     layout: Annotated[
         str, typer.Option(help="How weights are held: w8a16, w4a16-b32, fp16...")
     ] = "w8a16",
@@ -83,12 +83,12 @@ def quantize(
         seed=seed,
     )
     with (
-        StageProgress(name or destination.name) as progress,
+        StageProgress(name or output.name) as progress,
         _checkpoint(source, target_source, progress) as (path, target, recommended),
     ):
         folder = quantising.quantize(
             path,
-            destination,
+            output,
             settings,
             target_source=target,
             name=name,

@@ -19,7 +19,7 @@ def test_quantize_prints_the_folder_and_reports(cli: Any, tiny_gguf: Path, tmp_p
     text = tmp_path / "text.txt"
     text.write_text("A few words to measure on.")
     outcome = cli(
-        "quantize", tiny_gguf, folder, *QUICK, "--name", "small", "--report", report,
+        "quantize", tiny_gguf, "-o", folder, *QUICK, "--name", "small", "--report", report,
         "--held-out", text,
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr
@@ -33,7 +33,7 @@ def test_quantize_prints_the_folder_and_reports(cli: Any, tiny_gguf: Path, tmp_p
 
 def test_quantize_to_fp16(cli: Any, tiny_gguf: Path, tmp_path: Path) -> None:
     arguments = ["--context", 64, "--widths", "8", "--layout", "fp16"]
-    assert cli("quantize", tiny_gguf, tmp_path / "made", *arguments).code == 0
+    assert cli("quantize", tiny_gguf, "-o", tmp_path / "made", *arguments).code == 0
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_quantize_to_fp16(cli: Any, tiny_gguf: Path, tmp_path: Path) -> None:
 def test_quantize_errors(
     cli: Any, tiny_gguf: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    outcome = cli("quantize", tiny_gguf, tmp_path / "made", *QUICK, *arguments)
+    outcome = cli("quantize", tiny_gguf, "-o", tmp_path / "made", *QUICK, *arguments)
     assert outcome.code == 2
     assert message in outcome.stderr.splitlines()[-1]
     assert list(tmp_path.glob("*made*")) == []
@@ -63,7 +63,7 @@ def test_quantize_with_a_bad_calibration_file(
 ) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes(content)
-    outcome = cli("quantize", tiny_gguf, tmp_path / "made", *QUICK, "--calibration", file)
+    outcome = cli("quantize", tiny_gguf, "-o", tmp_path / "made", *QUICK, "--calibration", file)
     assert outcome.code == 2
     assert "text.txt" in outcome.error
     assert not (tmp_path / "made").exists()
@@ -73,20 +73,20 @@ def test_quantize_of_a_damaged_checkpoint(cli: Any, tiny_gguf: Path, tmp_path: P
     whole = tiny_gguf.read_bytes()
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(whole[: len(whole) // 2])
-    outcome = cli("quantize", damaged, tmp_path / "made", *QUICK)
+    outcome = cli("quantize", damaged, "-o", tmp_path / "made", *QUICK)
     assert outcome.code == 2
     assert "damaged.gguf" in outcome.stderr.splitlines()[-1]
     assert not (tmp_path / "made").exists()
 
 
 def test_quantize_of_nothing(cli: Any, tmp_path: Path) -> None:
-    outcome = cli("quantize", tmp_path / "nothing.gguf", tmp_path / "made")
+    outcome = cli("quantize", tmp_path / "nothing.gguf", "-o", tmp_path / "made")
     assert outcome.code == 2
     assert "nothing.gguf" in outcome.stderr.splitlines()[-1]
 
 
 def test_quantize_of_a_model_that_its_user_brings(cli: Any, tmp_path: Path) -> None:
-    outcome = cli("quantize", "llama-2-7b-chat", tmp_path / "made")
+    outcome = cli("quantize", "llama-2-7b-chat", "-o", tmp_path / "made")
     assert outcome.code == 2
     assert "cannot be fetched" in outcome.error
 
@@ -99,13 +99,13 @@ def test_quantize_by_name(
         return nullcontext(tiny_gguf)
 
     monkeypatch.setattr("specdec.checkpoint_source.checkpoint", fetch)
-    assert cli("quantize", "smollm2-135m", tmp_path / "made", *QUICK).code == 0
+    assert cli("quantize", "smollm2-135m", "-o", tmp_path / "made", *QUICK).code == 0
     recommended = load_recipe("smollm2-135m").sampling
     assert ModelFolder.open(tmp_path / "made").sampling == dict(recommended)
 
 
 def test_quantize_replaces_only_when_told(cli: Any, tiny_gguf: Path, tmp_path: Path) -> None:
     folder = tmp_path / "made"
-    assert cli("quantize", tiny_gguf, folder, *QUICK).code == 0
-    assert "already exists" in cli("quantize", tiny_gguf, folder, *QUICK).error
-    assert cli("quantize", tiny_gguf, folder, *QUICK, "--replace").code == 0
+    assert cli("quantize", tiny_gguf, "-o", folder, *QUICK).code == 0
+    assert "already exists" in cli("quantize", tiny_gguf, "-o", folder, *QUICK).error
+    assert cli("quantize", tiny_gguf, "-o", folder, *QUICK, "--replace").code == 0
