@@ -32,7 +32,7 @@ from specdec.quantize.texts import HELD_OUT, Speech, read, shipped
 
 TEXT = Path(__file__).parent / "text"
 LENGTH = 512
-CHOICES = ("w4a16-b32m:gptq", "w8a16:gptq", "w8a16:rtn", "w4a16-b32:gptq")
+CHOICES = ("w4a16-b32m:gptq", "w8a16:gptq", "w8a16:rtn", "w4a16-b16:gptq", "w4a16-b32:gptq")
 
 
 def main() -> None:
