@@ -199,7 +199,7 @@ def _choose_backend(folder: ModelFolder, backend: str) -> str:
         if backend == "qnn":
             raise InvalidInputError(
                 f"{folder.name} ({folder.path}) was made for the CPU and backend is 'qnn'; make "
-                "one for the NPU with: specdec quantize CHECKPOINT FOLDER"
+                "one for the NPU with: specdec quantize CHECKPOINT -o FOLDER"
             )
         return "cpu"
     if backend == "cpu" and folder.is_compiled:

@@ -86,7 +86,7 @@ def compile_model(
     if folder.backend != "qnn":
         raise InvalidInputError(
             f"{folder.path}: was made for the CPU, which needs no compiling; make one for the NPU "
-            "with: specdec quantize CHECKPOINT FOLDER"
+            "with: specdec quantize CHECKPOINT -o FOLDER"
         )
     if folder.is_compiled:
         section = Compiled.read(folder)

@@ -26,7 +26,16 @@ def folders(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for name in ("smollm2-135m", "smollm2-135m-drafter"):
         made[name] = tmp_path_factory.mktemp("npu") / name
         options = ["--method", "rtn", "--written-tokens", "0", "--context", "128", "--widths", "8"]
-        command = [sys.executable, "-m", "specdec", "quantize", name, str(made[name]), *options]
+        command = [
+            sys.executable,
+            "-m",
+            "specdec",
+            "quantize",
+            name,
+            "-o",
+            str(made[name]),
+            *options,
+        ]
         subprocess.run(command, check=True)
     return made
 
