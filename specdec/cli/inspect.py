@@ -11,7 +11,7 @@ from specdec.cli.options import BackendOption, ThreadsOption
 
 if TYPE_CHECKING:
     from specdec.model import Model
-    from specdec.model_folder import ModelConfig
+    from specdec.model_folder import ModelConfig, ModelFolder
 
 
 def inspect(
@@ -21,23 +21,33 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show a model: sizes, layout, tokenizer, source, and whether its rows are width-invariant."""
-    from specdec.cli.models import load_model
+    from specdec.cli.models import find_folder
+    from specdec.errors import BackendError, InvalidInputError
+    from specdec.model import Model
 
-    description = describe(load_model(model, threads, backend))
+    folder = find_folder(model)
+    description = describe(folder)
+    try:
+        description |= describe_here(Model(folder, backend=backend, threads=threads))
+    except (BackendError, InvalidInputError) as error:
+        # What is compiled for another machine's chip can be looked at all the same.
+        if not folder.is_compiled or backend != "auto":
+            raise
+        description["not_loaded"] = str(error)
     if as_json:
         print(json.dumps(description, indent=2, ensure_ascii=False))
     else:
         _print_description(description)
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """What is known about a loaded model, ready for JSON."""
-    import onnxruntime
+def describe(folder: ModelFolder) -> dict[str, Any]:
+    """What a model folder holds, ready for JSON."""
+    from specdec.tokenizer import Tokenizer
 
-    folder, config, tokenizer = model.folder, model.config, model.tokenizer
+    config, tokenizer = folder.config, Tokenizer.load(folder)
     files: dict[str, Any] = folder.manifest["files"]
     return {
-        "name": model.name,
+        "name": folder.name,
         "folder": str(folder.path),
         "role": folder.role,
         "architecture": folder.manifest.get("architecture"),
@@ -50,12 +60,20 @@ def describe(model: Model) -> dict[str, Any]:
             "stop_tokens": {
                 tokenizer.token_text(token): token for token in sorted(tokenizer.stop_ids)
             },
-            "chat_template": model.chat_template is not None,
+            "chat_template": folder.chat_template_path is not None,
         },
         "head": {"trimmed": config.head_size < config.vocab, "ids": config.head_size},
-        "sampling": model.recommended_sampling,
+        "sampling": folder.sampling,
         "source": folder.source,
-        "plan": describe_plan(model),
+        "plan": describe_plan(folder),
+    }
+
+
+def describe_here(model: Model) -> dict[str, Any]:
+    """How a loaded model behaves on this machine, ready for JSON."""
+    import onnxruntime
+
+    return {
         "backend": model.backend,
         "device": model.device,
         "runtime": f"onnxruntime {onnxruntime.__version__}",
@@ -65,11 +83,15 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-def describe_plan(model: Model) -> dict[str, Any] | None:
+def describe_plan(folder: ModelFolder) -> dict[str, Any] | None:
     """The graphs of a model of fixed shape; None for another."""
-    plan = model.plan
-    if plan is None:
+    from specdec.htp_plan import HtpPlan
+    from specdec.qnn.sink import load_sink
+
+    if folder.backend != "qnn":
         return None
+    plan = HtpPlan.read(folder.graph_path)
+    sink = load_sink(folder, plan)
     return {
         "context": plan.past,
         "widths": list(plan.widths),
@@ -77,8 +99,8 @@ def describe_plan(model: Model) -> dict[str, Any] | None:
             part.name: {"kind": part.kind, "layers": part.end_layer - part.first_layer}
             for part in plan.parts
         },
-        "first_token": model.first_token,
-        "compiled": model.folder.manifest["graph"].get("compiled"),
+        "first_token": None if sink is None else sink.token,
+        "compiled": folder.manifest["graph"].get("compiled"),
     }
 
 
@@ -101,9 +123,6 @@ def _print_description(model: dict[str, Any]) -> None:
     stops = ", ".join(f"{text} ({token})" for text, token in tokenizer["stop_tokens"].items())
     sampling = ", ".join(f"{name} {value}" for name, value in model["sampling"].items())
     source = model["source"]
-    runs_on = f"{model['device']} ({model['runtime']})"
-    if model["backend"] == "cpu":
-        runs_on += f", threads: {model['threads'] or 'one for each physical core'}"
     rows = {
         "name": f"{model['name']} ({model['role']})",
         "folder": model["folder"],
@@ -125,8 +144,7 @@ def _print_description(model: dict[str, Any]) -> None:
         ) + (", tied to the embedding" if config["tied_head"] else ""),
         "sampling": sampling or "no recommendation",
         "source": ", ".join(f"{name} {value}" for name, value in source.items()) or "not recorded",
-        "runs on": runs_on,
-        "width-invariant": _WIDTH_INVARIANCE[model["role"], model["width_invariant"]],
+        **_rows_here(model),
     }  # fmt: skip
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
@@ -137,6 +155,18 @@ def _print_description(model: dict[str, Any]) -> None:
     if not console.is_terminal:
         console.width = 120
     console.print(table)
+
+
+def _rows_here(model: dict[str, Any]) -> dict[str, str]:
+    if "not_loaded" in model:
+        return {"runs on": f"not this machine: {model['not_loaded']}"}
+    runs_on = f"{model['device']} ({model['runtime']})"
+    if model["backend"] == "cpu":
+        runs_on += f", threads: {model['threads'] or 'one for each physical core'}"
+    return {
+        "runs on": runs_on,
+        "width-invariant": _WIDTH_INVARIANCE[model["role"], model["width_invariant"]],
+    }
 
 
 def _plan_rows(plan: dict[str, Any] | None) -> dict[str, str]:

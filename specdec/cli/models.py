@@ -10,6 +10,7 @@ from specdec.cli.console import StageProgress
 if TYPE_CHECKING:
     from specdec.generator import Ngram
     from specdec.model import Model
+    from specdec.model_folder import ModelFolder
 
 NGRAM = "ngram"
 NONE = "none"
@@ -69,14 +70,21 @@ def load_model(
     npu_options: list[str] | None = None,
 ) -> Model:
     """A model by name, pulled first if need be, or from its folder."""
-    from specdec.hub import resolve
     from specdec.model import Model
     from specdec.qnn.options import QnnOptions
 
     options = QnnOptions.parse(npu_options or ())
+    return Model(find_folder(name_or_folder), threads=threads, backend=backend, qnn=options)
+
+
+def find_folder(name_or_folder: str) -> ModelFolder:
+    """A model's folder by its name, pulled first if need be, or by its path."""
+    from specdec.hub import resolve
+    from specdec.model_folder import ModelFolder
+
     with StageProgress(name_or_folder) as progress:
         folder = resolve(name_or_folder, progress=progress)
-    return Model.load(folder, threads=threads, backend=backend, qnn=options)
+    return ModelFolder.open(folder)
 
 
 def known_drafter(model: str) -> str | None:
