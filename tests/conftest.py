@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 # The repository's root, so that tests can import ``tests.tiny_gguf`` however pytest was started;
 # last, so that it is the installed specdec that is tested.
 sys.path.append(str(Path(__file__).parent.parent))
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from specdec.convert import convert
 from specdec.hub import pull
