@@ -157,10 +157,11 @@ def _cell(
         return _ratio(sums[:, accepted], sums[:, drafted])
 
     def given_before(sums: FloatArray) -> FloatArray:
-        # Rounds at the end of a text have fewer drafts, so it is shares that are divided here.
+        # Rounds at the end of a text have fewer drafts, so it is shares that are divided here; over
+        # a handful of rounds those of different rounds can be out of order.
         shares = by_position(sums)
         before = np.concatenate([np.ones((len(shares), 1)), shares[:, :-1]], axis=1)
-        return _ratio(shares, before)
+        return np.minimum(_ratio(shares, before), 1.0)
 
     def tau(sums: FloatArray) -> FloatArray:
         return _ratio(sums[:, [_TOKENS]], sums[:, [_ROUNDS]])

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HEADINGS = (
-    "kind", "k", "prompts", "target steps", "block efficiency", "MBSU", "accepted, given the "
-    "drafts before it, %", "accepted %", "draft / target step", "draft / plain step",
+    "kind", "k", "prompts", "steps", "block efficiency", "MBSU", "accepted if reached, %",
+    "accepted, %", "draft / step", "draft / plain step",
 )  # fmt: skip
 _TEXT_COLUMNS = (0, 6, 7)
 _WIDTH = 190  # where there is no terminal that says how wide it is
@@ -93,8 +93,10 @@ def notes(report: PairReport) -> list[str]:
     """What the figures mean."""
     other = report.published
     return [
-        "Brackets hold 95 % intervals (bootstrap over prompts). Block efficiency is tokens per "
-        "target step; MBSU is block efficiency / (1 + k c).",
+        "Brackets hold 95 % intervals (bootstrap over prompts). A step is one of the target's; "
+        "block efficiency is tokens per step, MBSU is block efficiency / (1 + k c). Acceptance is "
+        "by position of the draft. The last columns are measured seconds: a draft over the step "
+        "that checks it, and over a step without drafts.",
         f"* {other.pair}: {other.note}. It reports up to {other.speed_up:g} times the speed of "
         f"plain decoding, at c = {other.cost_ratio:g} by all parameters.",
     ]
@@ -141,7 +143,7 @@ def _interval(estimate: Estimate | None) -> str:
         return "-"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}..{estimate.high:.2f}]"
 
 
 def _positions(estimates: Sequence[Estimate | None]) -> str:

@@ -158,5 +158,5 @@ def test_prompts_that_do_not_fit_are_named_before_anything_runs(
     target: Model, drafter: Model
 ) -> None:
     kinds = [PromptSet("chat", ("hello", "far too long " * 30))]
-    with pytest.raises(ContextFullError, match="prompt 1 of kind 'chat' has .* context of 256"):
+    with pytest.raises(ContextFullError, match=r"prompt 1 of kind 'chat' has .* context of 256"):
         next(contest(target, drafter, kinds, PLAN))

@@ -166,3 +166,9 @@ def test_sizes_of_the_tiny_pair(tiny_target: Path, tiny_drafter: Path) -> None:
     assert ratio.step_weights == (layer + 200 * 64) / (2 * layer + 300 * 64)
     assert ratio.parameters == (layer + 3 * 64 + 300 * 64) / (2 * layer + 5 * 64 + 300 * 64)
     assert cost_ratio(target, Ngram()) == CostRatio(0.0, 0.0)
+
+
+def test_acceptance_is_at_most_one() -> None:
+    # Two of three first drafts were accepted; the only round with a second one accepted it.
+    (cell,) = summarise([run(0, (3, 1), (2, 1), rounds=3)], COSTS, seed=0)
+    assert [value(e) for e in cell.acceptance] == pytest.approx([2 / 3, 1.0])
