@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -181,3 +182,12 @@ def test_a_plot_that_fails_leaves_no_half_file(
         write_report(report, tmp_path / "x")
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == FILES[:2]
     shutil.rmtree(tmp_path / "x")
+
+
+def test_matplotlib_and_torch_are_imported_only_when_needed() -> None:
+    code = (
+        "import sys, specdec.distill.evaluate.run as run; "
+        "print(sorted({'matplotlib', 'torch'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
