@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from specdec.durable import flush_tree, is_running_elsewhere, move_into_place
 from specdec.errors import ModelFolderError
+from specdec.model_shape import ModelShape, target_layers_problem
 
 MANIFEST = "model.json"
 FORMAT = 1
@@ -32,23 +33,6 @@ _REMEDY = "pull or convert it again"
 _open_folders: set[Path] = set()
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The shape of a decoder-only transformer, in elements."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
-    context: int
-    rope_theta: float
-    norm_eps: float
-    tied_head: bool
 
 
 @dataclass(frozen=True)
@@ -122,8 +106,14 @@ class ModelFolder:
         values: dict[str, Any] = {
             field.name: self._value(section, field.name, kinds[str(field.type)])
             for field in fields(ModelConfig)
+            if field.name != "target_layers"
         }
-        return ModelConfig(**values)
+        return ModelConfig(**values, target_layers=self._target_layers(section, values["layers"]))
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether this is a drafter that reads its target's hidden state and K/V."""
+        return self.config.target_layers is not None
 
     @property
     def graph_path(self) -> Path:
@@ -220,6 +210,14 @@ class ModelFolder:
             raise ModelFolderError(f"{file}: has {found} bytes instead of {size}; {self._remedy}")
         if verify and _sha256(file) != digest:
             raise ModelFolderError(f"{file}: its content was altered (SHA-256); {self._remedy}")
+
+    def _target_layers(self, section: Mapping[str, Any], layers: int) -> tuple[int, ...] | None:
+        found = self._optional(section, "target_layers", list)
+        if found is None:
+            return None
+        if (problem := target_layers_problem(found, layers)) is not None:
+            raise self._error(f"'target_layers' {problem}")
+        return tuple(found)
 
     def _file(self, name: str) -> Path:
         if name not in self._section("files"):

@@ -50,6 +50,23 @@ def tiny_drafter(
     return convert(tiny_drafter_gguf, folder, target_source=tiny_gguf)
 
 
+@pytest.fixture(scope="session")
+def tiny_attached_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF checkpoint of ``tiny_attached``."""
+    head_ids = [token for token in range(DEFAULT_VOCAB) if token % 3]
+    path = tmp_path_factory.mktemp("gguf") / "tiny-attached.gguf"
+    return write_tiny_drafter(path, head_ids=head_ids, target_layers=[1])
+
+
+@pytest.fixture(scope="session")
+def tiny_attached(
+    tiny_gguf: Path, tiny_attached_gguf: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model folder: a drafter on layer 1 of ``tiny_target``, trimmed head. Do not change."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-attached"
+    return convert(tiny_attached_gguf, folder, target_source=tiny_gguf)
+
+
 @pytest.fixture
 def specdec_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder for models, for this test alone."""

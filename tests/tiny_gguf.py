@@ -161,9 +161,18 @@ def write_tiny_drafter(
     context: int = 256,
     quant: str = "Q8_0",
     seed: int = 1,
+    target_layers: Sequence[int] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
     without: Sequence[str] = (),
 ) -> Path:
-    """Writes a drafter checkpoint: layers and final norm only; the rest comes from its target."""
+    """Writes a drafter checkpoint: layers and final norm only; the rest comes from its target.
+
+    With ``target_layers`` it is an attached one, of that many layers. ``metadata`` and ``tensors``
+    add to or override what is written.
+    """
+    if target_layers is not None:
+        layers = len(target_layers)
     fields = {
         "llama.block_count": layers,
         "llama.context_length": context,
@@ -176,11 +185,32 @@ def write_tiny_drafter(
         "general.name": "tiny-drafter",
         "specdec.target": target,
     }
-    tensors = random_llama(layers, hidden, heads, kv_heads, ffn, vocab, True, seed)
-    del tensors["token_embd.weight"]
+    weights = random_llama(layers, hidden, heads, kv_heads, ffn, vocab, True, seed)
+    del weights["token_embd.weight"]
     if head_ids is not None:
-        tensors["specdec.head_ids"] = np.asarray(head_ids, np.int32)
-    return write_gguf(path, fields, tensors, quant, quant, without)
+        weights["specdec.head_ids"] = np.asarray(head_ids, np.int32)
+    if target_layers is not None:
+        fields["specdec.drafter_kind"] = "attached"
+        fields["specdec.target_layers"] = [int(layer) for layer in target_layers]
+        weights |= random_bridges(target_layers, hidden, seed)
+    fields |= metadata or {}
+    weights |= tensors or {}
+    return write_gguf(path, fields, weights, quant, quant, without)
+
+
+def random_bridges(target_layers: Sequence[int], hidden: int, seed: int) -> dict[str, np.ndarray]:
+    """The bridges of an attached drafter: one where a layer of the target is left out."""
+    rng = np.random.default_rng(seed + 1000)
+    tensors: dict[str, np.ndarray] = {}
+    for j, layer in enumerate(target_layers):
+        if layer != (target_layers[j - 1] + 1 if j else 0):
+            weight = rng.standard_normal((hidden, 2 * hidden)) / np.sqrt(2 * hidden)
+            tensors |= {
+                f"blk.{j}.bridge.weight": weight.astype(np.float32),
+                f"blk.{j}.bridge.scale": rng.uniform(0.5, 1.5, hidden).astype(np.float32),
+                f"blk.{j}.bridge.bias": rng.uniform(-0.5, 0.5, hidden).astype(np.float32),
+            }
+    return tensors
 
 
 def random_llama(

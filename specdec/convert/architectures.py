@@ -97,6 +97,14 @@ LLAMA = Architecture(
 
 ARCHITECTURES: Mapping[str, Architecture] = {"llama": LLAMA}
 
+# What leads an attached drafter's residual stream x across the layers of the target that it leaves
+# out: scale * x + weight [norm(x); norm(features)] + bias. No Hugging Face folder holds one.
+BRIDGE: Mapping[str, Tensor] = {
+    "bridge": Tensor("blk.{layer}.bridge.weight", "", ("hidden", "bridge")),
+    "bridge_scale": Tensor("blk.{layer}.bridge.scale", "", ("hidden",)),
+    "bridge_bias": Tensor("blk.{layer}.bridge.bias", "", ("hidden",)),
+}
+
 ROPE_FACTORS = "rope_freqs.weight"  # optional: what each rotary frequency is divided by
 
 
@@ -108,4 +116,5 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "heads": config.heads * config.head_dim,
         "kv_heads": config.kv_heads * config.head_dim,
         "ffn": config.ffn,
+        "bridge": 2 * config.hidden,
     }

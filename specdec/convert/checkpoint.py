@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specdec.convert.matrix import FloatArray, IndexArray, Matrix
-from specdec.model_folder import ModelShape
+from specdec.model_shape import ModelShape
 
 BLOCK = 32  # inputs that share a scale; rows of weights are whole blocks
 LONGEST_CONTEXT = 2**22  # beyond it, the tables of rotations would fill the memory
@@ -19,7 +19,10 @@ class ModelConfig(ModelShape):
     """A shape, and whether it can be converted."""
 
     def as_manifest(self) -> dict[str, Any]:
-        return asdict(self)
+        manifest = asdict(self)
+        if self.target_layers is None:
+            del manifest["target_layers"]
+        return manifest
 
     def unsupported(self) -> str | None:
         """What about this shape cannot be converted; None: nothing."""
@@ -38,7 +41,9 @@ class Checkpoint(Protocol):
     """Weights under the names that ``architectures`` gives them, loaded one at a time.
 
     ``matrix`` returns [outputs, inputs]; query and key rows are in the half-split rotary order
-    (the two values that rotate together are half a head apart).
+    (the two values that rotate together are half a head apart). An attached drafter has, for each
+    layer j of ``config.bridges``, the matrix ``layers.{j}.bridge`` [hidden, 2 * hidden] and the
+    vectors ``layers.{j}.bridge_scale`` and ``layers.{j}.bridge_bias`` [hidden].
     """
 
     @property

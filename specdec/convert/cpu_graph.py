@@ -2,9 +2,14 @@
 
 Inputs: ``tokens`` int64 [1, S]; ``seqlens_k`` int32 [1], the total length - 1; ``total_length``
 int32 [], past + S; ``first_logit_row`` int64 [1]; ``past_key.{i}`` and ``past_value.{i}`` float32
-[1, kv_heads, capacity, head_dim]. Outputs: ``logits`` float32 [1, S - first_logit_row, head_size]
-and ``present_key.{i}``, ``present_value.{i}``, to be bound to the memory of the past: the new
-columns are written in place.
+[1, kv_heads, capacity, head_dim]. Outputs: ``logits`` float32 [1, S - first_logit_row, head_size];
+``hidden`` float32 [1, S, hidden], what the head reads, of every row; and ``present_key.{i}``,
+``present_value.{i}``, to be bound to the memory of the past: the new columns are written in place.
+
+An attached drafter has one more input, ``features`` float32 [1, S, hidden]: for each token the
+``hidden`` of the position before it, the target's or, of a token that the drafter proposed itself,
+the drafter's. Its ``past_key.{i}`` and ``past_value.{i}`` are the target's of layer
+``target_layers[i]``.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ from specdec.convert.matrix import FloatArray, Matrix, stack_rows
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-GRAPH_VERSION = 1  # raise it with every change of what is written: pulled models are then rebuilt
+HIDDEN = "hidden"
+GRAPH_VERSION = 2  # raise it with every change of what is written: pulled models are then rebuilt
 
 Progress = Callable[[float], None]
 
@@ -51,6 +57,7 @@ class _Writer:
         self.config = checkpoint.config
         self.layout = layout
         self.graph = graph
+        self._normalised_features = ""
 
     def write(self, progress: Progress) -> None:
         layers = self.config.layers
@@ -59,6 +66,8 @@ class _Writer:
         residual, update = self.layout.embedding(self.graph, "embedding", matrix), ""
         for layer in range(layers):
             progress((layer + 1) / (layers + 2))
+            if layer in self.config.bridges:
+                residual, update = self._bridge(layer, residual, update)
             residual, update = self._layer(layer, residual, update)
         progress((layers + 1) / (layers + 2))
         self._head(residual, update)
@@ -74,6 +83,9 @@ class _Writer:
             config.vocab if self.checkpoint.head_ids is None else len(self.checkpoint.head_ids)
         )
         graph.output("logits", np.float32, [1, "rows", head_size])
+        graph.output(HIDDEN, np.float32, [1, "S", config.hidden])
+        if config.target_layers is not None:
+            graph.input("features", np.float32, [1, "S", config.hidden])
         cache: list[int | str] = [1, config.kv_heads, "capacity", config.head_dim]
         for layer in range(config.layers):
             for part in ("key", "value"):
@@ -85,10 +97,42 @@ class _Writer:
 
     def _layer(self, layer: int, residual: str, update: str) -> tuple[str, str]:
         """Adds one layer; returns the residual stream and what is yet to be added to it."""
-        residual, x = self._norm(f"layers.{layer}.attention_norm", residual, update)
+        residual, x = self._gained_norm(f"layers.{layer}.attention_norm", residual, update)
         update = self._attention(layer, x)
-        residual, x = self._norm(f"layers.{layer}.ffn_norm", residual, update)
+        residual, x = self._gained_norm(f"layers.{layer}.ffn_norm", residual, update)
         return residual, self._feed_forward(layer, x)
+
+    def _bridge(self, layer: int, residual: str, update: str) -> tuple[str, str]:
+        """Leads the residual stream across the target's layers before ``target_layers[layer]``.
+
+        What it has become there is guessed, with H = hidden, from itself and the features f, as
+        ``scale * x + bias + W [norm(x); norm(f)]``: scale and bias [H], W [H, 2 H].
+        """
+        graph, prefix, hidden = self.graph, f"layers.{layer}", self.config.hidden
+        ones = np.ones(hidden, np.float32)
+        residual, x = self._norm(f"{prefix}.bridge_norm", residual, update, ones)
+        read = graph.node("Concat", [x.name, self._features()], f"{prefix}.bridge_input", axis=-1)
+        # Like the attention's output, this is added to the residual stream.
+        update = self.layout.attention_output(
+            graph,
+            f"{prefix}.bridge",
+            Activation(read, 2 * hidden, x.bound),
+            self._stacked(prefix, "bridge"),
+        )
+        scale, bias = (
+            graph.initializer(name, self.checkpoint.vector(name))
+            for name in (f"{prefix}.bridge_scale", f"{prefix}.bridge_bias")
+        )
+        scaled = graph.node("Mul", [residual, scale], f"{prefix}.bridge_scaled")
+        return graph.node("Add", [scaled, bias], f"{prefix}.bridge_residual"), update
+
+    def _features(self) -> str:
+        """The normalised features, which all bridges read."""
+        if not self._normalised_features:
+            ones = np.ones(self.config.hidden, np.float32)
+            _, x = self._norm("features_norm", "features", "", ones)
+            self._normalised_features = x.name
+        return self._normalised_features
 
     def _attention(self, layer: int, x: Activation) -> str:
         graph, config, prefix = self.graph, self.config, f"layers.{layer}"
@@ -131,10 +175,14 @@ class _Writer:
         """The linears that read the same input as one."""
         return stack_rows([self.checkpoint.matrix(f"{prefix}.{role}") for role in roles])
 
-    def _norm(self, name: str, residual: str, update: str) -> tuple[str, Activation]:
+    def _gained_norm(self, name: str, residual: str, update: str) -> tuple[str, Activation]:
+        return self._norm(name, residual, update, self.checkpoint.vector(name))
+
+    def _norm(
+        self, name: str, residual: str, update: str, gain: FloatArray
+    ) -> tuple[str, Activation]:
         """Adds ``update`` (if any) to the residual stream; returns it and its normalised form."""
         graph, hidden = self.graph, self.config.hidden
-        gain = self.checkpoint.vector(name)
         weights = graph.initializer(f"{name}.gain", gain)
         if update:
             total = f"{name}.residual"
@@ -159,7 +207,7 @@ class _Writer:
 
     def _head(self, residual: str, update: str) -> None:
         graph = self.graph
-        _, x = self._norm("final_norm", residual, update)
+        _, x = self._norm(HIDDEN, residual, update, self.checkpoint.vector("final_norm"))
         rows = graph.node(
             "Slice",
             [

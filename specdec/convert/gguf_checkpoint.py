@@ -9,6 +9,7 @@ import numpy as np
 
 from specdec.convert.architectures import (
     ARCHITECTURES,
+    BRIDGE,
     ROPE_FACTORS,
     Architecture,
     Tensor,
@@ -19,8 +20,12 @@ from specdec.convert.gguf_reader import GgufFile
 from specdec.convert.gguf_tokenizer import write_tokenizer
 from specdec.convert.matrix import FloatArray, IndexArray, Matrix
 from specdec.errors import CheckpointError
+from specdec.model_shape import target_layers_problem
 
 TARGET_KEY = "specdec.target"  # metadata of a drafter: the name of its target
+DRAFTER_KIND = "specdec.drafter_kind"  # metadata of a drafter, one of DRAFTER_KINDS
+DRAFTER_KINDS = ("standalone", "attached")  # the first is that of a drafter that does not say
+TARGET_LAYERS = "specdec.target_layers"  # metadata of an attached drafter: as in ModelShape
 HEAD_IDS = "specdec.head_ids"  # tensor of a drafter with a trimmed head
 
 
@@ -28,7 +33,8 @@ class GgufCheckpoint:
     """Gives tensors under the graph writer's names, checked against the configuration.
 
     ``vocabulary`` is the file that holds embedding, head and tokenizer: the checkpoint's own, or
-    for a drafter (its metadata names a target) the target's.
+    for a drafter (its metadata names a target) the target's. An attached drafter's sizes are
+    checked against its target's.
     """
 
     def __init__(self, source: Path, target_source: Path | None = None) -> None:
@@ -47,6 +53,8 @@ class GgufCheckpoint:
         self.head_ids = self._read_head_ids()
         self.config = self._read_config()
         self.rope_factors = self._read_rope_factors()
+        if self.config.target_layers is not None and target_source is not None:
+            self._check_target(GgufCheckpoint(target_source))
         self._check_tensors()
 
     @property
@@ -97,7 +105,8 @@ class GgufCheckpoint:
             case ["final_norm"]:
                 return architecture.final_norm.gguf_name, self.file
             case ["layers", layer, role]:
-                return architecture.layer[role].gguf_name.format(layer=layer), self.file
+                tensor = BRIDGE.get(role) or architecture.layer[role]
+                return tensor.gguf_name.format(layer=layer), self.file
         raise KeyError(name)
 
     def _read_config(self) -> ModelConfig:
@@ -136,7 +145,23 @@ class GgufCheckpoint:
             rope_theta=self._real(keys["rope_theta"], self._architecture.defaults["rope_theta"]),
             norm_eps=self._real(keys["norm_eps"]),
             tied_head=self._architecture.head.gguf_name not in self.vocabulary.tensors,
+            target_layers=self._read_target_layers(count["layers"]),
         )
+
+    def _read_target_layers(self, layers: int) -> tuple[int, ...] | None:
+        kind = self.file.fields.get(DRAFTER_KIND, DRAFTER_KINDS[0])
+        if kind not in DRAFTER_KINDS:
+            raise self._bad_metadata(DRAFTER_KIND, kind, f"one of {', '.join(DRAFTER_KINDS)}")
+        if kind == DRAFTER_KINDS[0]:
+            return None
+        if self.target_name is None:
+            raise self._bad_metadata(TARGET_KEY, None, "the name of an attached drafter's target")
+        found = self.file.fields.get(TARGET_LAYERS)
+        if not isinstance(found, list):
+            raise self._bad_metadata(TARGET_LAYERS, found, "the numbers of the target's layers")
+        if (problem := target_layers_problem(found, layers)) is not None:
+            raise CheckpointError(f"{self.file.path}: metadata '{TARGET_LAYERS}' {problem}")
+        return tuple(found)
 
     def _number(self, key: str, default: int | None = None) -> int:
         value = self.file.fields.get(key, default)
@@ -175,6 +200,21 @@ class GgufCheckpoint:
     def _read_rope_factors(self) -> FloatArray | None:
         return self.file.vector(ROPE_FACTORS) if ROPE_FACTORS in self.file.tensors else None
 
+    def _check_target(self, target: GgufCheckpoint) -> None:
+        """What an attached drafter reads of its target is as the drafter expects it."""
+        problem = self.config.attachment_problem(target.config)
+        own, other = (
+            np.ones(1, np.float32) if each.rope_factors is None else each.rope_factors
+            for each in (self, target)
+        )
+        if problem is None and not np.array_equal(own, other):
+            problem = f"its '{ROPE_FACTORS}' are not the target's"
+        if problem is not None:
+            raise CheckpointError(
+                f"{self.file.path}: {problem} ({target.file.path}); give the target that the "
+                "drafter was trained with"
+            )
+
     def _check_tensors(self) -> None:
         """Every tensor is there, in the right shape, and none is left over."""
         words = sizes(self.config)
@@ -199,7 +239,8 @@ class GgufCheckpoint:
         if not self.config.tied_head:
             check(architecture.head, self.vocabulary, architecture.head.gguf_name)
         for layer in range(self.config.layers):
-            for tensor in architecture.layer.values():
+            bridge = BRIDGE.values() if layer in self.config.bridges else ()
+            for tensor in (*architecture.layer.values(), *bridge):
                 name = tensor.gguf_name.format(layer=layer)
                 check(tensor, self.file, name)
                 known.add(name)

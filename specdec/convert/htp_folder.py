@@ -77,7 +77,8 @@ def convert_htp(
 
     Raises:
         CheckpointError: The checkpoint cannot be converted.
-        InvalidInputError: An argument is out of range, or there is nothing to calibrate from.
+        InvalidInputError: An argument is out of range, there is nothing to calibrate from, or
+            the checkpoint is an attached drafter's.
         ModelFolderError: ``destination`` cannot be written. Nothing is left behind.
     """
     report = progress or (lambda stage, fraction: None)
@@ -88,6 +89,7 @@ def convert_htp(
     report("checking", 0.0)
     template = None if chat_template is None else load_template(chat_template)
     checkpoint = open_source(source, target_source)
+    refuse_attached(checkpoint, source)
     check_sizes(widths, context, checkpoint.config, layout)
     widths = tuple(sorted(set(widths)))
     graph = {
@@ -253,6 +255,15 @@ def _layout(name: str) -> HtpLayout:
     if name not in HTP_LAYOUTS:
         raise InvalidInputError(f"no layout '{name}': choose one of {', '.join(HTP_LAYOUTS)}")
     return HTP_LAYOUTS[name]
+
+
+def refuse_attached(checkpoint: ModelSource, source: Path) -> None:
+    """Raises InvalidInputError for an attached drafter: there are no fixed-shape graphs of it."""
+    if checkpoint.config.target_layers is not None:
+        raise InvalidInputError(
+            f"{source}: an attached drafter runs on the CPU only, since it reads its target's "
+            "hidden state and K/V there; for the NPU take a standalone drafter"
+        )
 
 
 def check_sizes(

@@ -71,9 +71,13 @@ class HuggingfaceConfig:
         if not isinstance(tied, bool | None):
             raise self._expected("tied_head", tied, "true or false")
         return ModelConfig(
-            **count,
+            layers=count["layers"],
+            hidden=count["hidden"],
+            heads=count["heads"],
             kv_heads=kv_heads,
             head_dim=head_dim,
+            ffn=count["ffn"],
+            vocab=count["vocab"],
             context=self._count("context"),
             rope_theta=self._read_rope_theta(),
             norm_eps=self._positive("norm_eps", self._value("norm_eps")),

@@ -16,7 +16,7 @@ from specdec.convert import convert
 from specdec.convert.chat_templates import load_template
 from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.float_forward import LINEAR_INPUTS, load_linear
-from specdec.convert.htp_folder import check_sizes, convert_htp
+from specdec.convert.htp_folder import check_sizes, convert_htp, refuse_attached
 from specdec.convert.htp_layouts import DEFAULT_HTP_LAYOUT, HTP_LAYOUTS, HtpLayout
 from specdec.convert.htp_stats import Quantiser, round_linear
 from specdec.convert.source import open_source
@@ -105,7 +105,8 @@ def quantize(
     ``settings`` says of it. Returns ``destination``.
 
     Raises:
-        InvalidInputError: A setting that cannot be, or a calibration file that cannot be used.
+        InvalidInputError: A setting that cannot be, a calibration file that cannot be used, or an
+            attached drafter, which runs on the CPU only.
         CheckpointError: A checkpoint that cannot be converted.
         ModelFolderError: ``destination`` exists or cannot be written. Nothing is left behind.
     """
@@ -116,6 +117,7 @@ def quantize(
             f"{destination}: already exists; name another folder or ask to replace"
         )
     checkpoint = open_source(source, target_source)
+    refuse_attached(checkpoint, source)
     layout = HTP_LAYOUTS[settings.layout]
     check_sizes(settings.widths, settings.context, checkpoint.config, layout)
     quantiser: Quantiser = round_linear
