@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "attached_decoder.h"
 #include "error.h"
 #include "fixed_decoder.h"
 #include "gil.h"
@@ -85,13 +86,31 @@ std::shared_ptr<InPlaceDecoder> make_in_place(
     std::int32_t vocabulary, std::vector<std::int32_t> head_ids, std::int32_t layers,
     std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t min_width,
     std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t row_tile,
-    py::function run) {
+    std::int32_t hidden, py::function run) {
   DecoderOptions options = options_of(vocabulary, std::move(head_ids));
   options.max_width = max_width;
   options.max_logit_rows = max_logit_rows;
   return std::make_shared<InPlaceDecoder>(
       std::move(options), InPlaceDecoder::Padding{min_width, row_tile},
-      InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity}, make_run(std::move(run)));
+      InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity}, hidden,
+      make_run(std::move(run)));
+}
+
+py::object hidden_of(const py::object& self, std::int32_t position) {
+  const auto& decoder = self.cast<InPlaceDecoder&>();
+  const float* row = decoder.hidden(position);
+  if (row == nullptr) return py::none();
+  return py::array_t<float>(decoder.hidden_size(), row);  // a copy
+}
+
+// The K/V of a layer of `cache`, as those of the given layer of a graph.
+void add_layer(py::dict& buffers, std::int32_t name, InPlaceKvCache& cache, std::int32_t layer,
+               py::handle owner) {
+  const auto& sizes = cache.shape();
+  const std::vector<py::ssize_t> shape{1, sizes.kv_heads, sizes.capacity, sizes.head_dim};
+  const std::string index = std::to_string(name);
+  buffers[py::str("key." + index)] = view(cache.keys(layer), shape, owner);
+  buffers[py::str("value." + index)] = view(cache.values(layer), shape, owner);
 }
 
 py::dict in_place_buffers(const py::object& self) {
@@ -105,11 +124,43 @@ py::dict in_place_buffers(const py::object& self) {
   result["first_logit_row"] = view(decoder.first_logit_row().data(), {1}, self);
   result["logits"] =
       view(decoder.logits().data(), {options.max_logit_rows, options.head_size}, self);
-  const std::vector<py::ssize_t> shape{1, cache.kv_heads, cache.capacity, cache.head_dim};
+  if (decoder.hidden_size() > 0) {
+    result["hidden"] =
+        view(decoder.hidden_rows().data(), {options.max_width, decoder.hidden_size()}, self);
+  }
   for (std::int32_t layer = 0; layer < cache.layers; ++layer) {
-    const std::string index = std::to_string(layer);
-    result[py::str("key." + index)] = view(decoder.cache().keys(layer), shape, self);
-    result[py::str("value." + index)] = view(decoder.cache().values(layer), shape, self);
+    add_layer(result, layer, decoder.cache(), layer, self);
+  }
+  return result;
+}
+
+// --- models that share a target's K/V ---
+
+std::shared_ptr<AttachedDecoder> make_attached(std::int32_t vocabulary,
+                                               std::vector<std::int32_t> head_ids,
+                                               std::shared_ptr<InPlaceDecoder> target,
+                                               std::vector<std::int32_t> target_layers,
+                                               std::int32_t context, py::function run) {
+  return std::make_shared<AttachedDecoder>(options_of(vocabulary, std::move(head_ids)),
+                                           std::move(target), std::move(target_layers), context,
+                                           make_run(std::move(run)));
+}
+
+py::dict attached_buffers(const py::object& self) {
+  auto& decoder = self.cast<AttachedDecoder&>();
+  const std::int32_t hidden = decoder.target().hidden_size();
+  py::dict result;
+  result["tokens"] = view(decoder.tokens().data(), {1}, self);
+  result["seqlens_k"] = view(decoder.seqlens_k().data(), {1}, self);
+  result["total_length"] = view(decoder.total_length().data(), {}, self);
+  result["first_logit_row"] = view(decoder.first_logit_row().data(), {1}, self);
+  result["logits"] = view(decoder.logits().data(), {1, decoder.options().head_size}, self);
+  result["features"] = view(decoder.features().data(), {1, hidden}, self);
+  result["hidden"] = view(decoder.hidden().data(), {1, hidden}, self);
+  const auto& layers = decoder.target_layers();
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    add_layer(result, static_cast<std::int32_t>(layer), decoder.target().cache(), layers[layer],
+              self);
   }
   return result;
 }
@@ -255,8 +306,16 @@ void bind_decoders(py::module_& m) {
       .def(py::init(&make_in_place), py::kw_only(), py::arg("vocabulary"), py::arg("head_ids"),
            py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacity"),
            py::arg("min_width"), py::arg("max_width"), py::arg("max_logit_rows"),
-           py::arg("row_tile") = 0, py::arg("run"))
+           py::arg("row_tile") = 0, py::arg("hidden") = 0, py::arg("run"))
+      .def("hidden", &hidden_of, py::arg("position"))
       .def("buffers", &in_place_buffers);
+
+  py::class_<AttachedDecoder, Decoder, std::shared_ptr<AttachedDecoder>>(m, "AttachedDecoder")
+      .def(py::init(&make_attached), py::kw_only(), py::arg("vocabulary"), py::arg("head_ids"),
+           py::arg("target").none(false), py::arg("target_layers"), py::arg("context"),
+           py::arg("run"))
+      .def("follow", &AttachedDecoder::follow, py::arg("position"))
+      .def("buffers", &attached_buffers);
 
   py::class_<FixedDecoder, Decoder, std::shared_ptr<FixedDecoder>>(m, "FixedDecoder")
       .def(py::init(&make_fixed), py::kw_only(), py::arg("vocabulary"), py::arg("head_ids"),

@@ -202,6 +202,8 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Drafter, std::shared_ptr<Drafter>>(m, "Drafter");
   py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(m, "ModelDrafter")
       .def(py::init<std::shared_ptr<Decoder>>(), py::arg("decoder").none(false));
+  py::class_<AttachedDrafter, Drafter, std::shared_ptr<AttachedDrafter>>(m, "AttachedDrafter")
+      .def(py::init<std::shared_ptr<AttachedDecoder>>(), py::arg("decoder").none(false));
   py::class_<NgramDrafter, Drafter, std::shared_ptr<NgramDrafter>>(m, "NgramDrafter")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("min_match"), py::arg("max_match"));
 

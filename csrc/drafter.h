@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "attached_decoder.h"
 #include "decoder.h"
 #include "distribution.h"
 #include "noise.h"
@@ -80,6 +81,24 @@ class ModelDrafter final : public Drafter {
   bool takes(const Sequence& sequence) const;
 
   std::shared_ptr<Decoder> decoder_;
+};
+
+// A model that reads its target's hidden state and K/V: it has no past to fill or to take back.
+class AttachedDrafter final : public Drafter {
+ public:
+  explicit AttachedDrafter(std::shared_ptr<AttachedDecoder> decoder)
+      : decoder_(std::move(decoder)) {}
+
+  void start(const Sequence&, const std::function<bool()>&) override {}
+  // None where the hidden state before the last token is not at hand: at the first token of all,
+  // or after a return to an earlier prompt. The target's step then gives the next one.
+  void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
+               Proposal& proposal) override;
+  void rollback(std::int32_t) override {}
+  double run_seconds() const override { return decoder_->run_seconds(); }
+
+ private:
+  std::shared_ptr<AttachedDecoder> decoder_;
 };
 
 // Looks the last tokens up in the text so far and proposes what followed them the last time.

@@ -25,16 +25,28 @@ DecoderOptions checked(DecoderOptions o, const InPlaceDecoder::Padding& padding)
 }  // namespace
 
 InPlaceDecoder::InPlaceDecoder(DecoderOptions options, const Padding& padding,
-                               const InPlaceKvCache::Shape& cache, Run run)
+                               const InPlaceKvCache::Shape& cache, std::int32_t hidden_size,
+                               Run run)
     : Decoder(checked(std::move(options), padding), std::move(run)),
       padding_(padding),
-      cache_(cache) {
+      cache_(cache),
+      hidden_size_(hidden_size) {
+  if (hidden_size < 0) {
+    throw Error(ErrorCode::invalid_input, "a decoder's hidden size is at least 1, or 0 for none");
+  }
   const DecoderOptions& o = this->options();
   tokens_ = AlignedBuffer<std::int64_t>(o.max_width);
   seqlens_k_ = AlignedBuffer<std::int32_t>(1);
   total_length_ = AlignedBuffer<std::int32_t>(1);
   first_logit_row_ = AlignedBuffer<std::int64_t>(1);
   logits_ = AlignedBuffer<float>(static_cast<std::size_t>(o.max_logit_rows) * o.head_size);
+  hidden_rows_ = AlignedBuffer<float>(static_cast<std::size_t>(o.max_width) * hidden_size);
+}
+
+const float* InPlaceDecoder::hidden(std::int32_t position) const {
+  const std::int32_t end = std::min(hidden_end_, cache_.length());
+  if (hidden_size_ < 1 || position < hidden_begin_ || position >= end) return nullptr;
+  return hidden_rows_.data() + static_cast<std::size_t>(position - hidden_begin_) * hidden_size_;
 }
 
 LogitRows InPlaceDecoder::step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
@@ -49,11 +61,14 @@ LogitRows InPlaceDecoder::step(const std::int32_t* tokens, std::int32_t n, std::
   cache_.begin(width);
   std::copy_n(tokens, n, tokens_.data());
   for (std::int32_t i = n; i < width; ++i) tokens_[i] = tokens[n - 1];  // never looked at
-  const std::int32_t total = cache_.length() + width;
+  const std::int32_t begin = cache_.length();
+  const std::int32_t total = begin + width;
   seqlens_k_[0] = total - 1;
   total_length_[0] = total;
   first_logit_row_[0] = first;
+  hidden_end_ = hidden_begin_ = begin;  // a run that fails leaves rows of no use
   run(width, first);
+  hidden_end_ = begin + n;
   return {logits_.data(), nullptr, logit_rows, options().head_size, head_ids()};
 }
 

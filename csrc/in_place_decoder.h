@@ -18,10 +18,17 @@ class InPlaceDecoder final : public Decoder {
     std::int32_t row_tile = 0;  // a wider step is padded too where it would leave a last tile of one row
   };
 
+  // `hidden_size`: elements of the final hidden state that the graph gives of every row; 0: none.
   InPlaceDecoder(DecoderOptions options, const Padding& padding,
-                 const InPlaceKvCache::Shape& cache, Run run);
+                 const InPlaceKvCache::Shape& cache, std::int32_t hidden_size, Run run);
 
   InPlaceKvCache& cache() override { return cache_; }
+
+  std::int32_t hidden_size() const { return hidden_size_; }
+
+  // The final hidden state [hidden_size] of a committed position, valid until the next step; null
+  // unless the last step computed it.
+  const float* hidden(std::int32_t position) const;
 
   // Buffers that sessions are bound to.
   AlignedBuffer<std::int64_t>& tokens() { return tokens_; }          // [max_width]
@@ -29,6 +36,7 @@ class InPlaceDecoder final : public Decoder {
   AlignedBuffer<std::int32_t>& total_length() { return total_length_; }  // scalar
   AlignedBuffer<std::int64_t>& first_logit_row() { return first_logit_row_; }  // [1]
   AlignedBuffer<float>& logits() { return logits_; }  // [max_logit_rows, head_size]
+  AlignedBuffer<float>& hidden_rows() { return hidden_rows_; }  // [max_width, hidden_size]
 
  private:
   LogitRows step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
@@ -36,11 +44,17 @@ class InPlaceDecoder final : public Decoder {
 
   Padding padding_;
   InPlaceKvCache cache_;
+  std::int32_t hidden_size_;
+  // Positions that the rows of hidden_rows_ belong to. What is committed of them is not kept: a
+  // position is committed where it is below the cache's length, and no length grows past a step's.
+  std::int32_t hidden_begin_ = 0;
+  std::int32_t hidden_end_ = 0;
   AlignedBuffer<std::int64_t> tokens_;
   AlignedBuffer<std::int32_t> seqlens_k_;
   AlignedBuffer<std::int32_t> total_length_;
   AlignedBuffer<std::int64_t> first_logit_row_;
   AlignedBuffer<float> logits_;
+  AlignedBuffer<float> hidden_rows_;
 };
 
 }  // namespace specdec

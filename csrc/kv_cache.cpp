@@ -6,6 +6,15 @@
 
 namespace specdec {
 
+void KvCache::require_room(std::int32_t width) const {
+  if (width > room()) {
+    throw Error(ErrorCode::context_full,
+                "a step of " + std::to_string(width) + " tokens at position " +
+                    std::to_string(length()) + " does not fit into a context of " +
+                    std::to_string(capacity()));
+  }
+}
+
 InPlaceKvCache::InPlaceKvCache(const Shape& shape) : KvCache(shape.capacity), shape_(shape) {
   if (shape.layers < 0 || shape.kv_heads < 1 || shape.head_dim < 1 || shape.capacity < 2) {
     throw Error(ErrorCode::invalid_input, "a KV cache needs positive sizes and a capacity of 2");
@@ -17,14 +26,7 @@ InPlaceKvCache::InPlaceKvCache(const Shape& shape) : KvCache(shape.capacity), sh
   }
 }
 
-void InPlaceKvCache::begin(std::int32_t width) {
-  if (width > room()) {
-    throw Error(ErrorCode::context_full,
-                "a step of " + std::to_string(width) + " tokens at position " +
-                    std::to_string(length()) + " does not fit into a context of " +
-                    std::to_string(capacity()));
-  }
-}
+void InPlaceKvCache::begin(std::int32_t width) { require_room(width); }
 
 void InPlaceKvCache::commit(std::int32_t columns) { length_ += columns; }
 

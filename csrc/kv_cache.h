@@ -27,6 +27,7 @@ class KvCache {
 
  protected:
   explicit KvCache(std::int32_t capacity) : capacity_(capacity) {}
+  void require_room(std::int32_t width) const;  // throws Error(context_full)
   std::int32_t length_ = 0;
 
  private:

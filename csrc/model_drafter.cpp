@@ -3,6 +3,33 @@
 #include "drafter.h"
 
 namespace specdec {
+namespace {
+
+// Runs and commits tokens[n], then draws k drafts of what follows, each from the step of the one
+// before.
+void draw(Decoder& decoder, const std::int32_t* tokens, std::int32_t n, std::int32_t k,
+          const DraftRequest& request, Sampler& sampler, Proposal& proposal) {
+  KvCache& cache = decoder.cache();
+  const Wanted wanted = sampler.wanted();
+  LogitRows rows = decoder.forward(tokens, n, 1, wanted);
+  cache.commit(n);
+  for (std::int32_t i = 0; i < k; ++i) {
+    Distribution& q = proposal.next_distribution();
+    sampler.distribution(rows.row(0), false, q);
+    const auto offset = static_cast<std::uint32_t>(i);
+    const std::int32_t token = request.rule == Rule::coupled
+                                   ? q.race(request.noise, offset, request.race)
+                                   : q.sample(request.noise.uniform(Purpose::draft, offset));
+    proposal.push(token);
+    sampler.see(token);
+    if (i + 1 == k) break;
+    rows = decoder.forward(&token, 1, 1, wanted);
+    cache.commit(1);
+  }
+  sampler.unsee(k);
+}
+
+}  // namespace
 
 bool ModelDrafter::takes(const Sequence& sequence) const {
   // Its context may be shorter than the target's, and only its own texts may have to begin with a
@@ -32,23 +59,16 @@ void ModelDrafter::propose(const Sequence& sequence, const DraftRequest& request
     decoder_->prefill(tokens + cache.length(), count, [] { return false; });
   }
   const std::int32_t behind = sequence.length() - cache.length();
-  const Wanted wanted = sampler.wanted();
-  LogitRows rows = decoder_->forward(tokens + cache.length(), behind, 1, wanted);
-  cache.commit(behind);
-  for (std::int32_t i = 0; i < k; ++i) {
-    Distribution& q = proposal.next_distribution();
-    sampler.distribution(rows.row(0), false, q);
-    const auto offset = static_cast<std::uint32_t>(i);
-    const std::int32_t token = request.rule == Rule::coupled
-                                   ? q.race(request.noise, offset, request.race)
-                                   : q.sample(request.noise.uniform(Purpose::draft, offset));
-    proposal.push(token);
-    sampler.see(token);
-    if (i + 1 == k) break;
-    rows = decoder_->forward(&token, 1, 1, wanted);
-    cache.commit(1);
-  }
-  sampler.unsee(k);
+  draw(*decoder_, tokens + cache.length(), behind, k, request, sampler, proposal);
+}
+
+void AttachedDrafter::propose(const Sequence& sequence, const DraftRequest& request,
+                              Sampler& sampler, Proposal& proposal) {
+  // The last token stands at `last`, and draft i is run in the column after i more.
+  const std::int32_t last = sequence.length() - 1;
+  const std::int32_t k = std::min(request.k, decoder_->cache().capacity() - last);
+  if (k < 1 || !decoder_->follow(last)) return;
+  draw(*decoder_, &sequence.tokens()[last], 1, k, request, sampler, proposal);
 }
 
 }  // namespace specdec

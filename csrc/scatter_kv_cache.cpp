@@ -57,12 +57,7 @@ ScatterKvCache::ScatterKvCache(const Shape& shape, std::int32_t max_width,
 
 void ScatterKvCache::begin(std::int32_t tokens) {
   width_ = 0;
-  if (tokens > room()) {
-    throw Error(ErrorCode::context_full,
-                "a step of " + std::to_string(tokens) + " tokens at position " +
-                    std::to_string(length()) + " does not fit into a context of " +
-                    std::to_string(capacity()));
-  }
+  require_room(tokens);
   begun_length_ = length();
   begun_end_ = length() + tokens;
 }

@@ -79,8 +79,23 @@ class InPlaceDecoder(Decoder):
         max_width: int,
         max_logit_rows: int,
         row_tile: int = 0,
+        hidden: int = 0,
         run: Callable[[int, int], None],
     ) -> None: ...
+    def hidden(self, position: int) -> npt.NDArray[np.float32] | None: ...
+
+class AttachedDecoder(Decoder):
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        head_ids: Sequence[int],
+        target: InPlaceDecoder,
+        target_layers: Sequence[int],
+        context: int,
+        run: Callable[[int, int], None],
+    ) -> None: ...
+    def follow(self, position: int) -> bool: ...
 
 class FixedDecoder(Decoder):
     def __init__(
@@ -112,6 +127,9 @@ class Drafter: ...
 
 class ModelDrafter(Drafter):
     def __init__(self, decoder: Decoder) -> None: ...
+
+class AttachedDrafter(Drafter):
+    def __init__(self, decoder: AttachedDecoder) -> None: ...
 
 class NgramDrafter(Drafter):
     def __init__(self, min_match: int, max_match: int) -> None: ...

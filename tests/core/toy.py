@@ -32,6 +32,8 @@ class Toy:
         max_width: int = 64,
         max_logit_rows: int = 33,
         capacity: int = 512,
+        row_tile: int = 0,
+        hidden: int = 0,
     ) -> None:
         self.vocabulary = table.shape[0]
         self.rows = np.ascontiguousarray(table.reshape(-1, table.shape[2]))
@@ -50,6 +52,8 @@ class Toy:
             min_width=min_width,
             max_width=max_width,
             max_logit_rows=max_logit_rows,
+            row_tile=row_tile,
+            hidden=hidden,
             run=self._run,
         )
         buffers = self.decoder.buffers()
