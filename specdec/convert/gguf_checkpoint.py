@@ -112,6 +112,7 @@ class GgufCheckpoint:
     def _read_config(self) -> ModelConfig:
         keys = self._architecture.gguf_keys
         count = {field: self._number(keys[field]) for field in ("layers", "hidden", "heads", "ffn")}
+        target_layers = self._read_target_layers(count["layers"])
         kv_heads = self._number(keys["kv_heads"], default=count["heads"])
         if min(*count.values(), kv_heads) < 1 or count["heads"] % kv_heads:
             raise self._damaged(f"{count['heads']} heads over {kv_heads} key/value heads")
@@ -145,7 +146,7 @@ class GgufCheckpoint:
             rope_theta=self._real(keys["rope_theta"], self._architecture.defaults["rope_theta"]),
             norm_eps=self._real(keys["norm_eps"]),
             tied_head=self._architecture.head.gguf_name not in self.vocabulary.tensors,
-            target_layers=self._read_target_layers(count["layers"]),
+            target_layers=target_layers,
         )
 
     def _read_target_layers(self, layers: int) -> tuple[int, ...] | None:

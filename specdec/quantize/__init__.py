@@ -175,6 +175,7 @@ def measure(
     """
     report = progress or (lambda stage, fraction: None)
     checkpoint = open_source(source, target_source)
+    refuse_attached(checkpoint, source)
     models = {choice: Model.load(folder, backend="cpu") for choice, folder in folders.items()}
     speech = texts_.Speech.of(checkpoint)
     length = min(512, *(model.config.context for model in models.values()))
