@@ -92,7 +92,7 @@ def decoder(
     ``layout``, ``past`` (default 1,024) and ``head_size`` are for a model that is not compiled.
 
     Raises:
-        InvalidInputError: No such model, or an unknown layout.
+        InvalidInputError: No such model, one that the NPU cannot run, or an unknown layout.
         ModelFolderError: The folder is damaged.
     """
     if layout not in LAYOUTS:
@@ -102,6 +102,11 @@ def decoder(
         folder = ModelFolder.open(path, verify=False)
         if folder.is_compiled and head_size is None:
             return _compiled_decoder(folder)
+        if folder.is_attached:
+            raise InvalidInputError(
+                f"{name_or_folder} is an attached drafter, which runs on the CPU only; take a "
+                "standalone drafter"
+            )
         config = folder.config
         fields = {name: getattr(config, name) for name in DecoderShape.__dataclass_fields__}
         return _counted(folder.name, DecoderShape(**fields), layout, past, head_size)

@@ -12,7 +12,7 @@ from pathlib import Path
 from specdec.checkpoint_source import Progress, checkpoint
 from specdec.errors import ModelFolderError, PullError
 from specdec.file_lock import file_lock
-from specdec.model_folder import MANIFEST, ModelFolder
+from specdec.model_folder import HIDDEN_SINCE, MANIFEST, ModelFolder
 from specdec.recipe import Recipe, UserSource, known_models, load_recipe
 
 __all__ = ["is_at_hand", "known_models", "models_home", "pull", "resolve"]
@@ -72,7 +72,8 @@ def pull(name: str, *, progress: Progress | None = None, replace: bool = False) 
 def resolve(name_or_folder: str | os.PathLike[str], *, progress: Progress | None = None) -> Path:
     """The model folder for a folder or a name; a known model that is not here yet is pulled.
 
-    A string is a folder if it is one with a ``model.json``, and a name otherwise.
+    So is one that is here in a form that attached drafters cannot read. A string is a folder if it
+    is one with a ``model.json``, and a name otherwise.
 
     Args:
         name_or_folder: A model folder, or a name.
@@ -98,7 +99,8 @@ def resolve(name_or_folder: str | os.PathLike[str], *, progress: Progress | None
     if isinstance(recipe.source, UserSource):
         return _brought_by_user(recipe, recipe.source)
     # The whole content is checked when the folder is opened; here it is enough to know the model.
-    if _open_made_from(recipe, destination, verify=False):
+    model = _open_made_from(recipe, destination, verify=False)
+    if model is not None and model.graph_version >= HIDDEN_SINCE:
         return destination
     return pull(name, progress=progress or _StageLines(name))
 

@@ -24,6 +24,7 @@ from specdec.model_shape import ModelShape, target_layers_problem
 
 MANIFEST = "model.json"
 FORMAT = 1
+HIDDEN_SINCE = 2  # version of the graph writer: older graphs do not give their hidden states
 ROLES = ("target", "drafter")
 TOKENIZER_KINDS = ("byte-level", "sentencepiece")
 _REMEDY = "pull or convert it again"

@@ -231,6 +231,17 @@ def test_a_folder_of_an_older_graph_writer_is_rebuilt(
     assert ModelFolder.open(hub.pull("tiny")).graph_version == 1000
 
 
+def test_a_folder_without_hidden_states_is_rebuilt_on_use(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(specdec.convert, "GRAPH_VERSION", 1)
+        hub.pull("tiny")
+    for _ in range(2):
+        assert ModelFolder.open(hub.resolve("tiny")).graph_version == specdec.convert.GRAPH_VERSION
+    assert len(world.conversions) == 2
+
+
 def test_a_damaged_download_is_fetched_again(world: World) -> None:
     hub.pull("tiny")
     (download,) = (world.home / "downloads").rglob("*.gguf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,9 @@ def test_estimate_of_a_recipe(cli: Cli) -> None:
 )
 def test_wrong_arguments_are_told_in_a_line(cli: Cli, arguments: list[str], message: str) -> None:
     assert message in cli("estimate", *arguments).error
+
+
+def test_an_attached_drafter_is_told_in_a_line(cli: Cli, tiny_attached: Path) -> None:
+    outcome = cli("estimate", "llama-2-7b-chat", "-d", tiny_attached)
+    assert outcome.code == 2
+    assert "an attached drafter, which runs on the CPU only; take a standalone" in outcome.error
