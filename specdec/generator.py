@@ -16,9 +16,9 @@ from specdec.errors import (
     ContextFullError,
     GeneratorBusyError,
     InvalidInputError,
-    VocabularyMismatchError,
 )
 from specdec.model import Model
+from specdec.pairing import new_model_drafter
 from specdec.sampling import SamplingParams
 from specdec.stats import Stats
 from specdec.text_stream import TextStream
@@ -109,7 +109,7 @@ class Generator:
                 whole context (memory is only used as it fills).
 
         Raises:
-            InvalidInputError: A bad argument.
+            InvalidInputError: A bad argument, or models that cannot go together.
             VocabularyMismatchError: Target and drafter have different vocabularies.
             PullError, ModelFolderError, BackendError: A model cannot be had.
         """
@@ -128,7 +128,7 @@ class Generator:
         decoder = self.target.new_decoder(
             capacity=self._max_context, max_logit_rows=_core.MAX_DRAFT_LENGTH + 1
         )
-        self._engine = _core.Engine(decoder, self._new_drafter())
+        self._engine = _core.Engine(decoder, self._new_drafter(decoder))
         self._lock = threading.Lock()
         self._cancel_requested = False
         self._stats = Stats()
@@ -303,35 +303,12 @@ class Generator:
     def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return encode_chat(self.target.tokenizer, self.target.chat_template, messages)
 
-    def _new_drafter(self) -> _core.Drafter | None:
+    def _new_drafter(self, decoder: _core.Decoder) -> _core.Drafter | None:
         if self.draft is None:
             return None
         if isinstance(self.draft, Ngram):
             return _core.NgramDrafter(self.draft.min_match, self.draft.max_match)
-        ours, theirs = self.target.tokenizer, self.draft.tokenizer
-        if ours.vocabulary_sha256 != theirs.vocabulary_sha256:
-            raise VocabularyMismatchError(
-                f"{self.target.name} ({ours.vocabulary_size} tokens) and {self.draft.name} "
-                f"({theirs.vocabulary_size}) do not share one vocabulary; use a drafter that was "
-                "made for this target, or draft='ngram'"
-            )
-        if self.draft.config.vocab > self.target.config.vocab:
-            raise VocabularyMismatchError(
-                f"{self.draft.name} can propose {self.draft.config.vocab} tokens with padding, "
-                f"and {self.target.name} takes {self.target.config.vocab}; use a drafter that was "
-                "made for this target, or draft='ngram'"
-            )
-        first, wanted = self.target.first_token, self.draft.first_token
-        if first is not None and wanted not in (None, first):
-            raise InvalidInputError(
-                f"texts on {self.target.name} begin with token {first}, and on the drafter "
-                f"{self.draft.name} with token {wanted}; use a drafter that was made for this "
-                "target"
-            )
-        capacity = min(self._max_context, self.draft.config.context)
-        return _core.ModelDrafter(
-            self.draft.new_decoder(capacity=capacity, max_logit_rows=2, as_target=False)
-        )
+        return new_model_drafter(self.target, decoder, self.draft, max_context=self._max_context)
 
     def _run(
         self, tokens: list[int], options: _core.StreamOptions, text_stream: TextStream

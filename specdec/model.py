@@ -101,6 +101,16 @@ class Model:
         return self._session.plan if isinstance(self._session, FixedSession) else None
 
     @property
+    def is_attached(self) -> bool:
+        """Whether this is a drafter that works on its target's K/V and hidden states."""
+        return self.config.target_layers is not None
+
+    @property
+    def gives_hidden(self) -> bool:
+        """Whether an attached drafter can read this model's hidden states."""
+        return isinstance(self._session, Session) and self._session.gives_hidden
+
+    @property
     def first_token(self) -> int | None:
         """The token that every text on this model begins with; None where any may come first."""
         sink = self._session.sink if isinstance(self._session, FixedSession) else None
@@ -133,8 +143,14 @@ class Model:
         do not depend on how many drafts are checked; a drafter may.
 
         Raises:
-            InvalidInputError: There is no memory for that capacity.
+            InvalidInputError: There is no memory for that capacity, or the model is an attached
+                drafter, which has no cache of its own.
         """
+        if self.is_attached:
+            raise InvalidInputError(
+                f"{self.name} is an attached drafter, which cannot write alone; give its target as "
+                "the target, and this as the drafter"
+            )
         try:
             if isinstance(self._session, FixedSession):
                 return self._session.new_decoder(head_ids=self.head_ids)
@@ -152,6 +168,24 @@ class Model:
                 f"no memory for {self.name} with a context of {capacity} tokens; give the "
                 "Generator a smaller max_context"
             ) from None
+
+    def new_attached_decoder(
+        self, target: _core.InPlaceDecoder, *, context: int
+    ) -> _core.AttachedDecoder:
+        """A decoder of an attached drafter, on the K/V of its target's decoder.
+
+        ``context`` is the number of positions that it drafts in. What the target must be like is
+        checked in ``specdec.pairing``.
+
+        Raises:
+            InvalidInputError: This is no attached drafter.
+        """
+        layers = self.config.target_layers
+        if layers is None or not isinstance(self._session, Session):
+            raise InvalidInputError(f"{self.name} is no attached drafter")
+        return self._session.new_attached_decoder(
+            target, target_layers=layers, context=context, head_ids=self.head_ids
+        )
 
     @cached_property
     def width_invariant(self) -> bool:
@@ -196,6 +230,11 @@ def _choose_backend(folder: ModelFolder, backend: str) -> str:
             "version of specdec"
         )
     if folder.backend == "cpu":
+        if backend == "qnn" and folder.is_attached:
+            raise InvalidInputError(
+                f"{folder.name} ({folder.path}) is an attached drafter, for the CPU only, "
+                "and backend is 'qnn'; use a standalone drafter"
+            )
         if backend == "qnn":
             raise InvalidInputError(
                 f"{folder.name} ({folder.path}) was made for the CPU and backend is 'qnn'; make "

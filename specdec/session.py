@@ -7,7 +7,7 @@ in buffers, never bindings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,9 @@ class Session:
                 f"({_first_line(error)}); pull or convert the model again"
             ) from error
         self._config = config
+        outputs = {output.name for output in self._session.get_outputs()}
+        self.gives_hidden = "hidden" in outputs
+        """Whether the graph gives hidden states; those of earlier versions do not."""
 
     def new_decoder(
         self,
@@ -70,7 +73,7 @@ class Session:
         max_logit_rows: int,
         row_tile: int = 0,
         head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None,
-    ) -> _core.Decoder:
+    ) -> _core.InPlaceDecoder:
         """A decoder with a KV cache of its own.
 
         Args:
@@ -95,6 +98,35 @@ class Session:
             max_width=max(PREFILL_WIDTH, max_logit_rows),
             max_logit_rows=max_logit_rows,
             row_tile=row_tile,
+            hidden=config.hidden if self.gives_hidden else 0,
+            run=runner,
+        )
+        runner.attach(decoder)
+        return decoder
+
+    def new_attached_decoder(
+        self,
+        target: _core.InPlaceDecoder,
+        *,
+        target_layers: Sequence[int],
+        context: int,
+        head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None,
+    ) -> _core.AttachedDecoder:
+        """A decoder on the K/V of ``target``, which it keeps alive.
+
+        Args:
+            target: A decoder whose graph gives hidden states.
+            target_layers: The target's layer that each of the graph's layers shares K/V with.
+            context: Positions that the graph can take.
+            head_ids: As for ``new_decoder``.
+        """
+        runner = _Runner(self._session, self._config)
+        decoder = _core.AttachedDecoder(
+            vocabulary=self._config.vocab,
+            head_ids=[] if head_ids is None else head_ids.tolist(),
+            target=target,
+            target_layers=target_layers,
+            context=context,
             run=runner,
         )
         runner.attach(decoder)
@@ -104,7 +136,8 @@ class Session:
 class _Runner:
     """Runs the session on a decoder's buffers, with one set of bindings for each step shape.
 
-    Holds addresses and not the decoder, which owns this runner: the two die together.
+    Holds addresses and not the decoder, which owns this runner: the two die together. The cache of
+    an attached drafter's decoder is its target's.
     """
 
     def __init__(self, session: Any, config: ModelConfig):
@@ -145,6 +178,11 @@ class _Runner:
         bind_input("first_logit_row", "first_logit_row")
         head_size = self._config.head_size
         bind_output("logits", "logits", [1, width - first_logit_row, head_size])
+        rows = [1, width, self._config.hidden]
+        if "features" in self._buffers:
+            bind_input("features", "features", rows)
+        if "hidden" in self._buffers:
+            bind_output("hidden", "hidden", rows)
         for layer in range(self._config.layers):
             for kind in ("key", "value"):
                 # The same memory: the graph writes the new columns in place.

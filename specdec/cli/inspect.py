@@ -50,6 +50,7 @@ def describe(folder: ModelFolder) -> dict[str, Any]:
         "name": folder.name,
         "folder": str(folder.path),
         "role": folder.role,
+        "drafter": describe_drafter(folder),
         "architecture": folder.manifest.get("architecture"),
         "parameters": count_parameters(config),
         "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
@@ -78,9 +79,21 @@ def describe_here(model: Model) -> dict[str, Any]:
         "device": model.device,
         "runtime": f"onnxruntime {onnxruntime.__version__}",
         "threads": model.threads,
-        # Simulated steps take seconds each.
-        "width_invariant": None if model.device == "NPU simulator" else model.width_invariant,
+        # Simulated steps take seconds each, and an attached drafter's have one token.
+        "width_invariant": (
+            None if model.device == "NPU simulator" or model.is_attached else model.width_invariant
+        ),
     }
+
+
+def describe_drafter(folder: ModelFolder) -> dict[str, Any] | None:
+    """The kind of a drafter, and the layers of its target that it shares; None for a target."""
+    if folder.role != "drafter":
+        return None
+    layers = folder.config.target_layers
+    if layers is None:
+        return {"kind": "standalone"}
+    return {"kind": "attached", "target_layers": list(layers)}
 
 
 def describe_plan(folder: ModelFolder) -> dict[str, Any] | None:
@@ -111,7 +124,8 @@ def count_parameters(config: ModelConfig) -> int:
     layer = attention + 3 * config.hidden * config.ffn + 2 * config.hidden
     head = 0 if config.tied_head else config.head_size * config.hidden
     embedding = config.vocab * config.hidden
-    return embedding + config.layers * layer + config.hidden + head
+    bridge = (2 * config.hidden + 2) * config.hidden
+    return embedding + len(config.bridges) * bridge + config.layers * layer + config.hidden + head
 
 
 def _print_description(model: dict[str, Any]) -> None:
@@ -125,6 +139,7 @@ def _print_description(model: dict[str, Any]) -> None:
     source = model["source"]
     rows = {
         "name": f"{model['name']} ({model['role']})",
+        **_drafter_rows(model["drafter"]),
         "folder": model["folder"],
         "architecture": f"{model['architecture']}, {model['parameters'] / 1e6:.1f} M parameters",
         "sizes": (
@@ -165,7 +180,25 @@ def _rows_here(model: dict[str, Any]) -> dict[str, str]:
         runs_on += f", threads: {model['threads'] or 'one for each physical core'}"
     return {
         "runs on": runs_on,
-        "width-invariant": _WIDTH_INVARIANCE[model["role"], model["width_invariant"]],
+        "width-invariant": (
+            "of no concern: a step of an attached drafter has one token"
+            if model["config"]["target_layers"] is not None
+            else _WIDTH_INVARIANCE[model["role"], model["width_invariant"]]
+        ),
+    }
+
+
+def _drafter_rows(drafter: dict[str, Any] | None) -> dict[str, str]:
+    if drafter is None:
+        return {}
+    if drafter["kind"] == "standalone":
+        return {"kind of drafter": "standalone: has a KV cache of its own"}
+    layers = ", ".join(map(str, drafter["target_layers"]))
+    return {
+        "kind of drafter": (
+            f"attached: reads its target's final hidden state, and shares the K/V of the target's "
+            f"layers {layers}; for targets on the CPU"
+        )
     }
 
 

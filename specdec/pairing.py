@@ -1,0 +1,78 @@
+"""Whether a model can draft for a target, and the core's drafter for the two."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from specdec import _core
+from specdec.errors import InvalidInputError, ModelFolderError, VocabularyMismatchError
+
+if TYPE_CHECKING:
+    from specdec.model import Model
+
+
+def new_model_drafter(
+    target: Model, decoder: _core.Decoder, draft: Model, *, max_context: int
+) -> _core.Drafter:
+    """A drafter that runs ``draft`` beside the target's ``decoder``.
+
+    A standalone drafter gets a KV cache of its own for at most ``max_context`` tokens; an attached
+    one works in the memory of ``decoder``, which it keeps alive.
+
+    Raises:
+        VocabularyMismatchError: The two models have different vocabularies.
+        InvalidInputError: They cannot go together for another reason.
+        ModelFolderError: The target was made by a version that gave no hidden states.
+    """
+    _check_vocabulary(target, draft)
+    context = min(max_context, draft.config.context)
+    if draft.is_attached:
+        states = _check_attachment(target, decoder, draft)
+        return _core.AttachedDrafter(draft.new_attached_decoder(states, context=context))
+    return _core.ModelDrafter(
+        draft.new_decoder(capacity=context, max_logit_rows=2, as_target=False)
+    )
+
+
+def _check_vocabulary(target: Model, draft: Model) -> None:
+    ours, theirs = target.tokenizer, draft.tokenizer
+    if ours.vocabulary_sha256 != theirs.vocabulary_sha256:
+        raise VocabularyMismatchError(
+            f"{target.name} ({ours.vocabulary_size} tokens) and {draft.name} "
+            f"({theirs.vocabulary_size}) do not share one vocabulary; use a drafter that was "
+            "made for this target, or draft='ngram'"
+        )
+    if draft.config.vocab > target.config.vocab:
+        raise VocabularyMismatchError(
+            f"{draft.name} can propose {draft.config.vocab} tokens with padding, and "
+            f"{target.name} takes {target.config.vocab}; use a drafter that was made for this "
+            "target, or draft='ngram'"
+        )
+    first, wanted = target.first_token, draft.first_token
+    if first is not None and wanted not in (None, first):
+        raise InvalidInputError(
+            f"texts on {target.name} begin with token {first}, and on the drafter {draft.name} "
+            f"with token {wanted}; use a drafter that was made for this target"
+        )
+
+
+def _check_attachment(target: Model, decoder: _core.Decoder, draft: Model) -> _core.InPlaceDecoder:
+    """The target's decoder, whose states the drafter can read."""
+    if not isinstance(decoder, _core.InPlaceDecoder):
+        raise InvalidInputError(
+            f"{draft.name} is an attached drafter, which reads the states of a target that was "
+            f"made for the CPU, and {target.name} has graphs of fixed shape; use a standalone "
+            "drafter"
+        )
+    problem = draft.config.attachment_problem(target.config)
+    if problem is not None:
+        raise InvalidInputError(
+            f"{draft.name} is an attached drafter that does not fit {target.name}: {problem}; use "
+            "a drafter that was made for this target"
+        )
+    if not target.gives_hidden:
+        raise ModelFolderError(
+            f"{target.folder.path}: was made by an older version of specdec, without the hidden "
+            f"states that the drafter {draft.name} reads; pull or convert it again"
+        )
+    return decoder
