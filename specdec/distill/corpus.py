@@ -108,7 +108,13 @@ class Corpus:
 
 
 def list_shards(folder: Path) -> list[str]:
-    """Names of the complete shards of a folder, sorted; a hidden file is being written."""
+    """Names of the complete shards of a folder, sorted.
+
+    Where there is a manifest, those that it names; else all but hidden files, which are being
+    written.
+    """
+    if (listed := read_manifest(folder).get("shards")) is not None:
+        return sorted(Path(shard["file"]).stem for shard in listed)
     return sorted(path.stem for path in folder.glob("*.npz") if not path.name.startswith("."))
 
 

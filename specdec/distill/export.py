@@ -19,6 +19,8 @@ from typing import Any
 import gguf
 import ml_dtypes
 import numpy as np
+import torch
+from torch import Tensor
 
 from specdec.convert.architectures import BRIDGE, LLAMA, ROPE_FACTORS
 from specdec.convert.checkpoint import ModelSource
@@ -38,6 +40,40 @@ _TOKENIZER_FILES = (
 )
 
 Weights = Mapping[str, FloatArray]
+
+
+def weights_of(state: Mapping[str, Tensor]) -> dict[str, FloatArray]:
+    """A student's ``state_dict`` as float32 weights by a checkpoint's names."""
+    weights: dict[str, FloatArray] = {}
+    for key, values in state.items():
+        match key.split("."):
+            case ["bridges", layer, "weight"]:
+                name = f"layers.{layer}.bridge"
+            case ["bridges", layer, part]:
+                name = f"layers.{layer}.bridge_{part}"
+            case ["head_rows"]:
+                name = "head"
+            case _:
+                name = key
+        weights[name] = values.detach().float().cpu().numpy()
+    return weights
+
+
+def state_of(weights: Weights) -> dict[str, Tensor]:
+    """The inverse of ``weights_of``."""
+    state: dict[str, Tensor] = {}
+    for name, values in weights.items():
+        match name.split("."):
+            case ["layers", layer, "bridge"]:
+                key = f"bridges.{layer}.weight"
+            case ["layers", layer, "bridge_scale" | "bridge_bias" as role]:
+                key = f"bridges.{layer}.{role.removeprefix('bridge_')}"
+            case ["head"]:
+                key = "head_rows"
+            case _:
+                key = name
+        state[key] = torch.from_numpy(np.array(values, np.float32))
+    return state
 
 
 def write_gguf(

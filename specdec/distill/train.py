@@ -118,7 +118,7 @@ class Trainer:
         teacher: Teacher,
         teacher_head: Tensor,
         corpus: Callable[[Sequence[str] | None], Corpus],
-        held_out: HeldOut,
+        held_out: HeldOut | None,
         folder: Path,
         world: World | None = None,
         on_policy: OnPolicy | None = None,
@@ -138,7 +138,7 @@ class Trainer:
             teacher_head: The target's head rows of the student's ids, in the compute type.
             corpus: The text of the named shards; of None: of all that are ready now. Asked at each
                 epoch's beginning, and the answer is kept, so that a run gone on meets the same.
-            held_out: Measures the student.
+            held_out: Measures the student; None: it is not measured.
             folder: Where checkpoint and log lie.
             world: The processes that train together.
             on_policy: Replaces a batch by one that the student wrote, or leaves it as it is.
@@ -216,8 +216,10 @@ class Trainer:
             )
         self._world.barrier()
 
-    def measure(self) -> HeldOutFigures:
+    def measure(self) -> HeldOutFigures | None:
         """The held-out figures as they are now."""
+        if self._held_out is None:
+            return None
         return self._held_out(self.student, self._schedule.drafts)
 
     def _done(self) -> bool:

@@ -65,6 +65,7 @@ def test_learns_what_the_target_says(setting: Setting, tmp_path: Path, kind: str
     before = trainer.measure()
     trainer.run()
     after = trainer.measure()
+    assert before is not None and after is not None
     assert len(after.acceptance) == 2
     assert after.acceptance[0] > before.acceptance[0] + 0.02
     entries = read_log(tmp_path / LOG)
