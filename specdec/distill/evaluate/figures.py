@@ -106,9 +106,10 @@ def cost_ratio(target: Model, draft: Model | Ngram) -> CostRatio:
 
 
 def step_weights(config: ModelConfig) -> int:
-    """Weights that a step reads: the linears of all layers, and the rows of the head."""
+    """Weights that a step reads: the linears of all layers, the bridges, and the head's rows."""
     shape = _shape(config)
-    return shape.layers * shape.layer_weights + shape.head_weights
+    bridges = len(config.bridges) * 2 * config.hidden**2
+    return shape.layers * shape.layer_weights + bridges + shape.head_weights
 
 
 def parameters(config: ModelConfig) -> int:
@@ -116,6 +117,7 @@ def parameters(config: ModelConfig) -> int:
     norms = (2 * config.layers + 1) * config.hidden
     head = 0 if config.tied_head else _shape(config).head_weights
     layers = config.layers * _shape(config).layer_weights
+    layers += len(config.bridges) * (2 * config.hidden + 2) * config.hidden
     return layers + norms + config.vocab * config.hidden + head
 
 

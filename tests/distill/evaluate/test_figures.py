@@ -168,6 +168,16 @@ def test_sizes_of_the_tiny_pair(tiny_target: Path, tiny_drafter: Path) -> None:
     assert cost_ratio(target, Ngram()) == CostRatio(0.0, 0.0)
 
 
+def test_sizes_of_an_attached_drafter_hold_its_bridges(
+    tiny_drafter: Path, tiny_attached: Path
+) -> None:
+    # One layer as tiny_drafter has, and a bridge before it: weight [64, 128], scale and bias [64].
+    standalone, attached = Model.load(tiny_drafter), Model.load(tiny_attached)
+    assert attached.config.head_size == standalone.config.head_size
+    assert step_weights(attached.config) == step_weights(standalone.config) + 64 * 128
+    assert parameters(attached.config) == parameters(standalone.config) + 64 * 130
+
+
 def test_acceptance_is_at_most_one() -> None:
     # Two of three first drafts were accepted; the only round with a second one accepted it.
     (cell,) = summarise([run(0, (3, 1), (2, 1), rounds=3)], COSTS, seed=0)
