@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_the_target_writes_the_user_too(tiny_gguf: Path, tmp_path: Path) -> None
     ],
 )
 def test_other_settings_are_refused(
-    tiny_gguf: Path, tmp_path: Path, options: WriteOptions, change: dict[str, int], message: str
+    tiny_gguf: Path, tmp_path: Path, options: WriteOptions, change: dict[str, Any], message: str
 ) -> None:
     write_text(tiny_gguf, tmp_path, replace(options, tokens=1))
     with pytest.raises(InvalidInputError, match=message):
@@ -211,7 +212,7 @@ def test_a_raw_model_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_are_one_line(
-    tiny_gguf: Path, tmp_path: Path, change: dict[str, object], message: str
+    tiny_gguf: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=message) as error:
         write_text(tiny_gguf, tmp_path, replace(SMALL, **change))
