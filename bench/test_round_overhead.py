@@ -6,7 +6,8 @@ The models' runs only put prepared logits into the core's buffers, as a session 
 clock stands still meanwhile. 49,152 tokens, 4 drafts, about 70 % of them accepted.
 
 A target of fixed shape (30 layers, 3 K/V heads of 64, a past of 1,024) also has its inputs filled,
-its logits read as floats and its accepted columns copied.
+its logits read as floats and its accepted columns copied. An attached drafter has hidden states (of
+576 elements) copied.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from specdec import _core
 
 VOCABULARY = 49_152
 HEAD = 16_384
+HIDDEN = 576
 DRAFT_LENGTH = 4
 ROUNDS = 300
 POSITIONS = 48  # distinct rows of logits; the text goes round them
@@ -44,7 +46,8 @@ def logits() -> tuple[Logits, Logits]:
     return target, drafter
 
 
-def decoder_of(rows: Logits, head_ids: list[int]) -> Any:
+def decoder_of(rows: Logits, head_ids: list[int], target: Any = None) -> Any:
+    """A target or a standalone drafter; a drafter that is attached to ``target``, if any."""
     views: list[Any] = []
 
     def run(width: int, first: int) -> None:
@@ -53,23 +56,35 @@ def decoder_of(rows: Logits, head_ids: list[int]) -> Any:
         for i in range(width - first):
             np.copyto(buffer[i], rows[(begin + i) % POSITIONS])
 
-    decoder = _core.InPlaceDecoder(
-        vocabulary=VOCABULARY,
-        head_ids=head_ids,
-        layers=1,
-        kv_heads=1,
-        head_dim=1,
-        capacity=8192,
-        min_width=2,
-        max_width=16,
-        max_logit_rows=16,
-        run=run,
-    )
+    decoder: _core.Decoder
+    if target is not None:
+        decoder = _core.AttachedDecoder(
+            vocabulary=VOCABULARY,
+            head_ids=head_ids,
+            target=target,
+            target_layers=[0],
+            context=8192,
+            run=run,
+        )
+    else:
+        decoder = _core.InPlaceDecoder(
+            vocabulary=VOCABULARY,
+            head_ids=head_ids,
+            layers=1,
+            kv_heads=1,
+            head_dim=1,
+            capacity=8192,
+            min_width=2,
+            max_width=16,
+            max_logit_rows=16,
+            hidden=HIDDEN,
+            run=run,
+        )
     views += [decoder.buffers()["logits"], decoder.buffers()["total_length"]]
     return decoder
 
 
-FIXED_LAYERS, FIXED_HEADS, FIXED_DIM, FIXED_HIDDEN, FIXED_PAST = 30, 3, 64, 576, 1024
+FIXED_LAYERS, FIXED_HEADS, FIXED_DIM, FIXED_PAST = 30, 3, 64, 1024
 FIXED_SCALE, FIXED_ZERO_POINT = 1e-3, 40_000
 
 
@@ -92,11 +107,11 @@ def fixed_decoder_of(rows: Logits, has_best: bool) -> Any:
         layers=FIXED_LAYERS,
         kv_heads=FIXED_HEADS,
         head_dim=FIXED_DIM,
-        hidden=FIXED_HIDDEN,
+        hidden=HIDDEN,
         past=FIXED_PAST,
         widths=[8, 32],
         kv_bytes=1,
-        embedding=rng.integers(0, 65_536, (VOCABULARY, FIXED_HIDDEN), np.uint16),
+        embedding=rng.integers(0, 65_536, (VOCABULARY, HIDDEN), np.uint16),
         rotary=rng.integers(0, 65_536, (2, FIXED_PAST + 32, FIXED_DIM // 2), np.uint16),
         mask_allowed=65_535,
         mask_blocked=0,
@@ -117,14 +132,17 @@ def engine_for(
     rule: str,
     sampling: dict[str, float],
     fixed: str = "",
+    attached: bool = False,
 ) -> tuple[Any, Callable[[], float]]:
     target = fixed_decoder_of(logits[0], fixed == "best") if fixed else decoder_of(logits[0], [])
+    host = target if attached else None
     if trimmed:
         rows = np.ascontiguousarray(logits[1][:, :HEAD])
-        draft = decoder_of(rows, list(range(HEAD)))
+        draft = decoder_of(rows, list(range(HEAD)), host)
     else:
-        draft = decoder_of(logits[1], [])
-    engine = _core.Engine(target, _core.ModelDrafter(draft))
+        draft = decoder_of(logits[1], [], host)
+    drafter = _core.AttachedDrafter(draft) if attached else _core.ModelDrafter(draft)
+    engine = _core.Engine(target, drafter)
     engine.set_draft_length(DRAFT_LENGTH)
     options = _core.StreamOptions()
     chosen = _core.SamplingOptions()
@@ -160,6 +178,15 @@ def test_round_overhead(
     rule, sampling, bound = SETTINGS[setting]
     engine, timer = engine_for(logits, head == "trimmed", rule, sampling)
     measure(benchmark, engine, timer, f"{head} head", ROUNDS, bound)
+
+
+@pytest.mark.parametrize("setting", ["greedy", "block"])
+def test_round_overhead_of_an_attached_drafter(
+    benchmark: Any, logits: tuple[Logits, Logits], setting: str
+) -> None:
+    rule, sampling, bound = SETTINGS[setting]
+    engine, timer = engine_for(logits, False, rule, sampling, attached=True)
+    measure(benchmark, engine, timer, "attached drafter", ROUNDS, bound)
 
 
 # name: rule, sampling, head of the target's graph, most microseconds at the median

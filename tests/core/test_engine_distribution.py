@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+from attached_toy import AttachedToy, TargetToy
 from statistic import SMALLEST_P, chi_square_p, draws, markov_p
 from toy import Toy, near, random_table, run_stream, stream_options
 
@@ -26,6 +27,11 @@ def engine_with(drafter: str, capacity: int, table: Any = TABLE) -> tuple[Any, I
     target = Toy(table, **toys)
     target.poison = False
     fixed = itertools.repeat
+    if drafter == "attached":
+        target = TargetToy(table, **toys)
+        target.poison = False
+        attached = AttachedToy(near(table, 2), target)
+        return _core.Engine(target.decoder, _core.AttachedDrafter(attached.decoder)), fixed(4)
     if drafter == "ngram":
         return _core.Engine(target.decoder, _core.NgramDrafter(min_match=1, max_match=3)), fixed(3)
     if drafter == "model":
@@ -74,6 +80,7 @@ def write(engine: Any, lengths: Iterator[int], options: Any) -> list[int]:
         ("ngram", 250_000),
         ("random", 120_000),
         ("auto", 300_000),
+        ("attached", 100_000),
     ],
 )
 @pytest.mark.parametrize("rule", RULES)

@@ -127,6 +127,26 @@ MUTATIONS = {
         "w.word[id / 8 % 4]",
         "w.word[(id / 8 + 1) % 4]",
     ),
+    "attached: the target's hidden state of a position too early": (
+        "attached_decoder.cpp",
+        "target_->hidden(position - 1)",
+        "target_->hidden(std::max(position - 2, 0))",
+    ),
+    "attached: every draft on the target's hidden state": (
+        "attached_decoder.cpp",
+        "std::copy_n(hidden_.data(), hidden_.size(), features_.data());",
+        "",
+    ),
+    "attached: a hidden state of the step before last": (
+        "in_place_decoder.cpp",
+        "hidden_end_ = hidden_begin_ = begin;",
+        "if (hidden_end_ == 0) hidden_begin_ = begin;",
+    ),
+    "attached: columns one too far": (
+        "attached_decoder.cpp",
+        "seqlens_k_[0] = position;",
+        "seqlens_k_[0] = position + 1;",
+    ),
     "sampler: penalties see no draft": (
         "engine.cpp",
         "if (made_ > 0) engine_.sampler_.see(engine_.proposal_.tokens()[made_ - 1]);",
@@ -181,6 +201,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import numpy as np
 from specdec import _core
+from attached_toy import AttachedToy, TargetToy
 from fixed_toy import FixedToy
 from rules import cases, check, core_draw, core_verifier
 from toy import Toy, near, plain_text, random_table, run_stream, stream_options
@@ -208,6 +229,16 @@ for temperature in (0.0, 1.0):
             least = 0.5 if drafter.logits.shape[1] == 12 else 0.2
             if temperature and accepted < least * drafted:
                 fail(f"acceptance: {{accepted}} of {{drafted}}")
+target = TargetToy(table)
+attached = AttachedToy(near(table, 1), target)
+engine = _core.Engine(target.decoder, _core.AttachedDrafter(attached.decoder))
+engine.set_draft_length(5)
+for prompt in ([1, 2], [1, 3, 4], [1]):
+    options = stream_options(temperature=0.0, max_tokens=100)
+    if run_stream(engine, prompt, options) != plain_text(table, prompt, options):
+        fail("equality of a target with an attached drafter")
+    if engine.totals.accepted_at[0] < 0.5 * engine.totals.drafted_at[0]:
+        fail("acceptance of an attached drafter")
 fixed = FixedToy(table, sink=1, has_best=True), FixedToy(near(table, 1), sink=1, has_best=True)
 engine = _core.Engine(fixed[0].decoder, _core.ModelDrafter(fixed[1].decoder))
 engine.set_draft_length(5)
