@@ -87,7 +87,7 @@ class _RmsNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = norm.square_().div_(size).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, inverse)
-        y = x * inverse
+        y: Tensor = x * inverse
         return (y if gain is None else y.mul_(gain)).to(dtype)
 
     @staticmethod

@@ -307,13 +307,16 @@ class _Logits:
     precise: torch.dtype
 
     def target(self, rows: slice) -> Target:
-        logits = F.linear(self.teacher[rows].to(self.teacher_head.dtype), self.teacher_head)
+        hidden = self.teacher[rows].to(self.teacher_head.dtype)
         log_mass = None if self.log_mass is None else self.log_mass[rows]
-        return target_distribution(logits.to(self.precise).div_(self.temperature), log_mass)
+        return target_distribution(self._tempered(hidden, self.teacher_head), log_mass)
 
     def compare(self, target: Target, hidden: Tensor) -> Distributions:
-        logits = F.linear(hidden, self.head).to(self.precise).div_(self.temperature)
-        return compare(target, logits)
+        return compare(target, self._tempered(hidden, self.head))
+
+    def _tempered(self, hidden: Tensor, head: Tensor) -> Tensor:
+        logits = F.linear(hidden, head).to(self.precise)
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 class _Settings(NamedTuple):
@@ -355,10 +358,12 @@ class _HeadLoss(torch.autograd.Function):
                 losses[step] += value @ weight[rows]
                 overlaps[step] += d.acceptance @ weight[rows]
                 factor = settings.factors[step] / loss.temperature
-                slope = slope.mul_((weight[rows] / total * factor)[:, None]).to(head.dtype)
-                grads[step][rows] = (slope @ head).to(student.dtype)
+                # By position, so the narrow side of the products can take it.
+                scale = (weight[rows] / total * factor)[:, None]
+                slope = slope.to(head.dtype)
+                grads[step][rows] = ((slope @ head) * scale).to(student.dtype)
                 if head_grad is not None:
-                    head_grad += slope.T @ hidden
+                    head_grad += slope.T @ (hidden * scale).to(head.dtype)
         ctx.save_for_backward(head_grad, *grads)
         acceptance = overlaps / weight.sum().clamp(min=_TINY)
         ctx.mark_non_differentiable(acceptance)
