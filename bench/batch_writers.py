@@ -23,13 +23,14 @@ from specdec.convert.source import open_source
 from specdec.distill.write.engine import BatchWriter, open_writer
 from specdec.distill.write.options import WriteOptions
 
-ENGINES = (("torch", ""), ("onnx", "nbits8"), ("onnx", "split16-nbits8"), ("onnx", "int8"))
+ENGINES = ("torch", "onnx nbits8", "onnx split16-nbits8", "onnx int8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("target", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[32, 64, 96])
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)
@@ -39,8 +40,8 @@ def main() -> None:
     used: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for _ in range(args.rounds):
         # One engine at a time in memory: the KV caches of four would not fit a small machine.
-        for engine, layout in ENGINES:
-            name = f"{engine} {layout}".strip()
+        for name in args.engines:
+            engine, _, layout = name.partition(" ")
             options = WriteOptions(
                 rows=max(args.rows), engine=engine, layout=layout or "int8", threads=args.threads
             )

@@ -124,7 +124,7 @@ class Conversation:
         self._messages.append({"role": "user", "content": text})
         whole = len(self.tokens)
         kept = self._become(self._turns.answer_start(self._messages))
-        if kept == whole and self.tokens[whole] == ended_by:
+        if kept == whole < len(self.tokens) and self.tokens[whole] == ended_by:
             self.roles[whole] = USER  # the target ended the turn as the template does
         self._role, self._turn_start = ANSWER, len(self.tokens)
 

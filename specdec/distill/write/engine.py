@@ -1,6 +1,21 @@
 """What writes many conversations at once: one token of each per step.
 
-Two engines do the same thing. Figures: see ``DEFAULT_ENGINE`` in this file.
+Two engines do the same thing; ONNX Runtime is the default, because it was the faster one. Tokens
+per second of processor time for SmolLM2-135M, one thread of an AMD EPYC (AVX-512 VNNI and BF16, no
+AMX), rows 30 to 370 tokens into their conversations, ``bench/batch_writers.py``:
+
+| engine | 32 rows | 64 rows | 96 rows |
+|---|---|---|---|
+| torch, bfloat16 | 155 | 188 | 204 |
+| ONNX Runtime, nbits8 | 280 | 300 | 255 |
+| ONNX Runtime, split16-nbits8 | 257 | 282 | 273 |
+| ONNX Runtime, int8 | 306 | 284 | 376 |
+
+The machine was shared with training runs that kept both cores busy and took four fifths of them, so
+processor time is given, of four steps each (three for int8, after the others), and differences
+below a fifth mean nothing. In a quieter hour all rows at 200 tokens gave nbits8 302 and 316, int8
+400 and 418, split16-nbits8 303 and 339 at 32 and 96 rows. nbits8 is the default among the layouts:
+it is the one that targets run in, and keeps closer to the model than int8 (docs/layouts.md).
 """
 
 from __future__ import annotations

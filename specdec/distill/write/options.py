@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specdec.checks import check_number, check_whole, shown
-from specdec.convert.layouts import LAYOUTS
+from specdec.convert.layouts import DEFAULT_LAYOUT, LAYOUTS
 from specdec.errors import InvalidInputError
 
 ENGINES = ("onnx", "torch")
@@ -60,7 +60,7 @@ class WriteOptions:
     """Conversations that are written at once."""
     engine: str = "onnx"
     """``"onnx"`` or ``"torch"``; ``engine.py`` has the figures behind the default."""
-    layout: str = "int8"
+    layout: str = DEFAULT_LAYOUT
     """How the ``"onnx"`` engine holds the weights: a name from ``specdec.convert.LAYOUTS``."""
     device: str = "cpu"
     """Where the ``"torch"`` engine runs."""

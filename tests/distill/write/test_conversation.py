@@ -84,6 +84,19 @@ def test_a_turn_that_ends_in_text(llama_2_turns: ChatTurns) -> None:
     )
 
 
+def test_a_closing_text_as_the_template_writes_it_is_kept(llama_2_turns: ChatTurns) -> None:
+    conversation = _start(llama_2_turns, ONE_TURN)
+    whole = llama_2_turns.answer_start([{"role": "user", "content": "Xy"}])
+    start = len(llama_2_turns.prefix)
+    assert whole[:start] == conversation.tokens
+    for token in whole[start:]:
+        conversation.fed = len(conversation.tokens) - 1
+        conversation.take(token)
+    assert conversation.tokens == whole
+    assert conversation.fed < len(whole)
+    assert set(conversation.roles[start:]) == {USER}
+
+
 def test_the_users_turn_is_cut_at_its_limit(turns: ChatTurns) -> None:
     conversation = _start(turns, replace(ONE_TURN, user_tokens=3))
     _say(conversation, turns, "xyz")
