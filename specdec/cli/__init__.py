@@ -13,6 +13,7 @@ from specdec.cli.bench import bench
 from specdec.cli.chat import chat
 from specdec.cli.compile import compile_command
 from specdec.cli.convert import convert
+from specdec.cli.distill import distill
 from specdec.cli.doctor import doctor
 from specdec.cli.estimate import estimate
 from specdec.cli.generate import generate
@@ -76,6 +77,7 @@ app.command()(pull)
 app.command()(convert)
 app.command()(quantize)
 app.command("compile")(compile_command)
+app.command()(distill)
 app.command()(inspect)
 app.command()(doctor)
 app.command()(estimate)

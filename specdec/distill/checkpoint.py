@@ -38,7 +38,7 @@ def save(
     plan: str,
     position: Position,
     model: dict[str, torch.Tensor],
-    optimizers: list[dict[str, Any]],
+    optimizer: dict[str, Any],
     generator: torch.Tensor,
     extra: dict[str, Any],
 ) -> None:
@@ -49,7 +49,7 @@ def save(
         plan: Digest of what is being trained; ``load`` takes no other.
         position: Where the run stands.
         model: Weights that are trained.
-        optimizers: Their optimizers' ``state_dict()``.
+        optimizer: Their optimizer's ``state_dict()``.
         generator: State of the random numbers.
         extra: Anything else of numbers, texts, lists and dictionaries.
 
@@ -61,7 +61,7 @@ def save(
         "plan": plan,
         "position": asdict(position),
         "model": model,
-        "optimizers": optimizers,
+        "optimizer": optimizer,
         "generator": generator,
         "extra": extra,
     }

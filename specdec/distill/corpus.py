@@ -1,4 +1,4 @@
-"""The text to learn from: shards on disk, the held-out split, batches, the trimmed head's ids.
+"""The text to learn from: shards on disk, the held-out split, batches.
 
 A shard is ``NAME.npz`` with ``offsets`` int64 [n + 1], ``tokens`` uint32 [N], ``role`` uint8 [N]
 (who chose the *next* token), and perhaps ``temperature`` float32 [n] and ``kind`` str [n].
@@ -91,20 +91,9 @@ class Corpus:
         """How often the target chose each id in the training part, [vocab]."""
         return _count(self.train, vocab)
 
-    def head_ids(self, vocab: int, size: int, always: Sequence[int] = ()) -> NDArray[np.int64]:
-        """The ``size`` most frequent ids, ascending, with those of ``always`` among them.
-
-        A head of the most frequent ids alone costs a draft step less and loses few drafts: FR-Spec
-        (2502.14856), VocabTrim (2506.22694).
-        """
-        counts = self.frequencies(vocab)
-        counts[list(always)] = counts.max() + 1
-        return np.sort(np.argsort(-counts, kind="stable")[:size])
-
-    def coverage(self, head_ids: NDArray[np.int64], vocab: int) -> float:
-        """Share of what the target chose in the held-out part that is in the head."""
-        counts = _count(self.held_out, vocab)
-        return float(counts[head_ids].sum() / max(counts.sum(), 1))
+    def held_out_frequencies(self, vocab: int) -> NDArray[np.int64]:
+        """The same of the held-out part."""
+        return _count(self.held_out, vocab)
 
 
 def list_shards(folder: Path) -> list[str]:

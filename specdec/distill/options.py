@@ -9,11 +9,13 @@ from typing import Any
 from specdec.checks import check_number, check_whole
 from specdec.convert.htp_layouts import HTP_LAYOUTS
 from specdec.convert.layouts import LAYOUTS
+from specdec.distill.architecture import parse_size
+from specdec.distill.initial import ORIGINS
+from specdec.distill.optim import KINDS as OPTIMIZERS
+from specdec.distill.students import KINDS
 from specdec.errors import InvalidInputError
 
-KINDS = ("attached", "standalone")
 TEACHERS = ("cached", "online")
-OPTIMIZERS = ("adamw", "muon")
 DTYPES = ("bfloat16", "float32")
 MINUTES = 25.0
 _MOST = 10**12
@@ -36,6 +38,8 @@ class Options:
     """The target's layers that the drafter starts from."""
     head: int | None = None
     """Ids in the drafter's head."""
+    origin: str = "target"
+    """Where the first weights come from: the ``target``, or ``random``."""
     initial: str | None = None
     """A checkpoint or state file whose weights the drafter begins with."""
 
@@ -51,6 +55,10 @@ class Options:
     """Files of prompts for the target to answer; none: it writes the user's turns itself."""
     chat_template: str | None = None
     """As for ``convert``; None: the target's own."""
+    length: int = 400
+    """Longest conversation, in tokens; at most the target's context."""
+    conversations: int = 256
+    """Conversations that are begun for one shard of text."""
     follow: bool = False
     """Take in shards that have come into the folder of text between two epochs."""
 
@@ -88,6 +96,7 @@ class Options:
             ("kind", KINDS),
             ("teacher", TEACHERS),
             ("optimizer", OPTIMIZERS),
+            ("origin", ORIGINS),
             ("dtype", DTYPES),
             ("layout", (*LAYOUTS, *HTP_LAYOUTS)),
         ):
@@ -97,6 +106,8 @@ class Options:
         for name, low, high in (
             ("head", 1, 2**31),
             ("text_tokens", 1, _MOST),
+            ("length", 16, 2**22),
+            ("conversations", 1, 2**20),
             ("tokens", 1, _MOST),
             ("depth", 1, 16),
             ("on_policy_tokens", 1, 1024),
@@ -170,22 +181,6 @@ def check_same(found: dict[str, Any], options: Options, work: Path) -> None:
 def shown(value: Any) -> str:
     """An option's value in a message."""
     return "none given" if value is None or value == [] else str(value)
-
-
-def parse_size(text: str) -> int:
-    """Parameters of ``115m``, ``1.1b``, ``300k`` or a plain number.
-
-    Raises:
-        InvalidInputError: It is none of these.
-    """
-    scale = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
-    try:
-        size = float(text if scale == 1 else text[:-1]) * scale
-    except ValueError:
-        size = 0.0
-    if not 1 <= size <= _MOST:
-        raise InvalidInputError(f"size is '{text}'; give parameters such as 15m or 115000000")
-    return round(size)
 
 
 def option_names() -> list[str]:

@@ -9,7 +9,6 @@ processes and threads.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from specdec.distill.checkpoint import Position
 from specdec.distill.corpus import Conversation, Corpus, epoch_batches
 from specdec.distill.held_out import HeldOut, HeldOutFigures
 from specdec.distill.losses import Loss, distillation_loss
+from specdec.distill.optim import Optimizer, OptimizerSettings
 from specdec.distill.progress import Log
 from specdec.distill.states import Teacher
 from specdec.distill.students import Student
@@ -60,14 +60,7 @@ class Schedule:
     """The share of the budget after which ``loss`` begins to replace KL divergence."""
     loss_share: float = 0.7
     """How much of KL it replaces, from half of the way between ``loss_from`` and the end on."""
-    rate: float = 8e-4
-    """Highest learning rate."""
-    warmup: int = 20
-    """Steps of linear warm-up."""
-    final_rate: float = 0.02
-    """Where the cosine decay ends, as a share of ``rate``."""
-    clip: float = 1.0
-    """Largest norm of a step's gradient."""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     user_weight: float = 0.3
     """What a position counts where the target wrote the user's turn."""
     seed: int = 1
@@ -76,17 +69,13 @@ class Schedule:
     drafts: int = 3
     """Drafts of a round that the held-out figures are of."""
 
-    def rate_at(self, position: Position) -> float:
-        """Learning rate of the next step."""
-        done = min(1.0, position.tokens / self.tokens)
-        cosine = (1 + math.cos(math.pi * done)) / 2
-        warm = min(1.0, (position.step + 1) / max(1, self.warmup))
-        return self.rate * warm * (self.final_rate + (1 - self.final_rate) * cosine)
+    def done(self, position: Position) -> float:
+        """The share of the budget that is spent, 0 to 1."""
+        return min(1.0, position.tokens / self.tokens)
 
     def loss_at(self, position: Position) -> Loss:
         """Loss of the next step: KL, with a growing share of ``loss``."""
-        done = min(1.0, position.tokens / self.tokens)
-        ramp = (done - self.loss_from) / max(1e-9, 1 - self.loss_from)
+        ramp = (self.done(position) - self.loss_from) / max(1e-9, 1 - self.loss_from)
         share = self.loss_share * min(1.0, max(0.0, 2 * ramp)) if self.loss_from > 0 else 1.0
         if share >= 1:
             return self.loss
@@ -103,6 +92,8 @@ class Meter:
     loss: float = 0.0
     acceptance: float = 0.0
     steps: int = 0
+    rate: float = 0.0
+    """Of the last step."""
 
 
 class Trainer:
@@ -111,7 +102,7 @@ class Trainer:
     def __init__(
         self,
         student: Student,
-        optimizers: Sequence[torch.optim.Optimizer],
+        optimizer: Optimizer,
         schedule: Schedule,
         *,
         plan: str,
@@ -130,7 +121,7 @@ class Trainer:
 
         Args:
             student: With its initial weights, which a checkpoint replaces.
-            optimizers: Of its parameters, with learning rates to be set.
+            optimizer: Of its parameters.
             schedule: How it is trained.
             plan: Digest of all that decides the result but the text; another one's checkpoint is
                 refused.
@@ -149,7 +140,7 @@ class Trainer:
         self.student = student
         self.position = Position()
         self._schedule = schedule
-        self._optimizers = list(optimizers)
+        self._optimizer = optimizer
         self._plan = plan
         self._teacher = teacher
         self._teacher_head = teacher_head
@@ -210,7 +201,7 @@ class Trainer:
                 plan=self._plan,
                 position=self.position,
                 model=_module(self.student).state_dict(),
-                optimizers=[optimizer.state_dict() for optimizer in self._optimizers],
+                optimizer=self._optimizer.state_dict(),
                 generator=torch.get_rng_state(),
                 extra={"meter": vars(self._meter), "evaluated": self._evaluated},
             )
@@ -231,8 +222,7 @@ class Trainer:
             torch.manual_seed(self._schedule.seed)
             return
         _module(self.student).load_state_dict(state["model"])
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["generator"])
         self.position = state["position"]
         self._meter = Meter(**state["extra"]["meter"])
@@ -255,7 +245,7 @@ class Trainer:
     def _step(self, group: Sequence[list[Conversation]]) -> None:
         """One optimizer step on the batches of all processes."""
         schedule, world = self._schedule, self._world
-        loss, rate = schedule.loss_at(self.position), schedule.rate_at(self.position)
+        loss = schedule.loss_at(self.position)
         own = list(group[world.rank :: world.size])
         if self._on_policy is not None:
             own = [
@@ -267,23 +257,18 @@ class Trainer:
         own_sums = [self._backward(items, loss, total) for items in own]
         world.sum_gradients(self._parameters)
         sums = world.sum([sum(part) for part in zip(*own_sums, strict=True)] or [0.0, 0.0])
-        nn.utils.clip_grad_norm_(self._parameters, schedule.clip)
-        for optimizer in self._optimizers:
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
+        try:
+            self._meter.rate, _ = self._optimizer.step(schedule.done(self.position))
+        except FloatingPointError as error:
+            raise InvalidInputError(
+                f"{error}: train with a lower rate than {schedule.optimizer.learning_rate:g}"
+            ) from error
         self.position.step += 1
         self.position.batch += 1
         self.position.tokens += int(tokens)
         self._meter.loss += sums[0]
         self._meter.acceptance += sums[1]
         self._meter.steps += 1
-        if not math.isfinite(sums[0]):
-            raise InvalidInputError(
-                f"the loss is {sums[0]} at step {self.position.step}: train with a lower rate (it "
-                f"is {schedule.rate:g})"
-            )
 
     @property
     def _depth(self) -> int:
@@ -339,7 +324,7 @@ class Trainer:
                     **self._where(),
                     loss=round(self._meter.loss / self._meter.steps, 5),
                     acceptance=round(self._meter.acceptance / self._meter.steps, 5),
-                    rate=schedule.rate_at(position),
+                    rate=self._meter.rate,
                     tokens_per_second=round((position.tokens - first_tokens) / elapsed, 1),
                 )
             self._meter = Meter()

@@ -11,9 +11,11 @@ import torch
 
 from specdec.convert.checkpoint import ModelSource
 from specdec.convert.source import open_source
+from specdec.distill.architecture import frequent_ids
 from specdec.distill.corpus import Corpus, list_shards
 from specdec.distill.held_out import HeldOut
 from specdec.distill.llama import TorchLlama
+from specdec.distill.optim import Optimizer
 from specdec.distill.states import CachedTeacher, StateShape, Teacher, write_states
 from specdec.distill.students import AttachedStudent, StandaloneStudent, Student
 from specdec.distill.train import Schedule, Trainer
@@ -64,7 +66,7 @@ class Setting:
         config = self.source.config
         self.shape = StateShape("a target", config.hidden, LAYERS, config.kv_heads, config.head_dim)
         self.teacher: Teacher = CachedTeacher(self.states, self.shape)
-        ids = self.corpus().head_ids(config.vocab, HEAD)
+        ids = frequent_ids(self.corpus().frequencies(config.vocab), HEAD)
         self.head_ids = torch.from_numpy(ids)
 
     def corpus(self, names: Sequence[str] | None = None) -> Corpus:
@@ -83,7 +85,7 @@ class Setting:
     ) -> Trainer:
         student = self.student(kind)
         assert isinstance(student, torch.nn.Module)
-        optimizer = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.95), fused=True)
+        optimizer = Optimizer(student, schedule.optimizer)
         settings: dict[str, object] = {
             "plan": "tiny",
             "teacher": self.teacher,
@@ -95,4 +97,4 @@ class Setting:
             "folder": folder,
             "world": World(),
         } | options
-        return Trainer(student, [optimizer], schedule, **settings)  # type: ignore[arg-type]
+        return Trainer(student, optimizer, schedule, **settings)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import torch
 
 from specdec.distill import checkpoint
 from specdec.distill.checkpoint import Position
+from specdec.distill.optim import OptimizerSettings
 from specdec.distill.progress import read_log
 from specdec.distill.train import CHECKPOINT, LOG, Schedule, Trainer
 from specdec.errors import InvalidInputError
@@ -17,7 +18,11 @@ from tests.distill.runs import Setting, write_shard
 from tests.tiny_gguf import write_tiny_gguf
 
 SCHEDULE = Schedule(
-    tokens=1800, batch_tokens=150, warmup=3, evaluate_tokens=500, rate=3e-3, drafts=2
+    tokens=1800,
+    batch_tokens=150,
+    evaluate_tokens=500,
+    drafts=2,
+    optimizer=OptimizerSettings(learning_rate=3e-3, warmup_steps=3),
 )
 
 
@@ -65,7 +70,8 @@ def test_learns_what_the_target_says(setting: Setting, tmp_path: Path, kind: str
     before = trainer.measure()
     trainer.run()
     after = trainer.measure()
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     assert len(after.acceptance) == 2
     assert after.acceptance[0] > before.acceptance[0] + 0.02
     entries = read_log(tmp_path / LOG)
@@ -138,8 +144,8 @@ def test_accumulated_batches_are_one_large_batch(setting: Setting, tmp_path: Pat
     """The gradient of two batches in one step is that of both together."""
     gradients = []
     for name, schedule in (
-        ("large", Schedule(tokens=10**6, batch_tokens=10**6, clip=1e9)),
-        ("small", Schedule(tokens=10**6, batch_tokens=120, accumulate=1000, clip=1e9)),
+        ("large", Schedule(tokens=10**6, batch_tokens=10**6)),
+        ("small", Schedule(tokens=10**6, batch_tokens=120, accumulate=1000)),
     ):
         trainer = setting.trainer(tmp_path / name, schedule)
         found: list[torch.Tensor] = []
@@ -199,6 +205,7 @@ def test_a_checkpoint_of_another_plan(setting: Setting, tmp_path: Path) -> None:
 
 
 def test_a_rate_that_blows_up_is_said(setting: Setting, tmp_path: Path) -> None:
-    schedule = Schedule(tokens=10**6, batch_tokens=150, rate=1e30, warmup=0)
+    optimizer = OptimizerSettings(learning_rate=1e30, warmup_steps=0)
+    schedule = Schedule(tokens=10**6, batch_tokens=150, optimizer=optimizer)
     with pytest.raises(InvalidInputError, match="train with a lower rate"):
         setting.trainer(tmp_path, schedule).run()
