@@ -20,7 +20,7 @@ import numpy as np
 from specdec.convert.checkpoint import BLOCK, ModelConfig
 from specdec.convert.matrix import IndexArray
 from specdec.cost_model import DecoderShape
-from specdec.distill.students import KINDS, bridge_positions
+from specdec.distill.students import KINDS
 from specdec.errors import InvalidInputError
 
 TRIMMED_HEAD = 8192
@@ -65,13 +65,13 @@ class Plan:
         count = _decoder(config).layer_weights * config.layers + norms
         if self.own_embedding:
             return count + config.vocab * config.hidden * (1 if config.tied_head else 2)
-        return count + self._bridges * (2 * config.hidden**2 + 2 * config.hidden)
+        return count + len(self.config.bridges) * (2 * config.hidden**2 + 2 * config.hidden)
 
     @property
     def step_weights(self) -> int:
         """Weights of matrices that one step reads, the head included."""
         shape = _decoder(self.config, self.head_size)
-        bridges = self._bridges * 2 * self.config.hidden**2
+        bridges = len(self.config.bridges) * 2 * self.config.hidden**2
         return shape.layers * shape.layer_weights + bridges + shape.head_weights
 
     @property
@@ -104,8 +104,8 @@ class Plan:
             ("parameters", f"{self.parameters / 1e6:.1f} M"),
             ("step", f"{self.cost:.1%} of the weights a step of the target reads"),
         ]
-        if self._bridges:
-            rows.insert(2, ("bridges", f"{self._bridges}"))
+        if config.bridges:
+            rows.insert(2, ("bridges", f"{len(config.bridges)}"))
         return rows
 
     def as_json(self) -> dict[str, Any]:
@@ -118,18 +118,10 @@ class Plan:
         try:
             values = dict(document)
             for name in ("config", "target"):
-                values[name] = ModelConfig(**values[name])
-            if values["target_layers"] is not None:
-                values["target_layers"] = tuple(values["target_layers"])
-            return cls(**values)
+                values[name] = ModelConfig(**_with_tuple(values[name]))
+            return cls(**_with_tuple(values))
         except (KeyError, TypeError) as error:
             raise InvalidInputError(f"this is no drafter's plan: {error}") from None
-
-    @property
-    def _bridges(self) -> int:
-        if self.kind != "attached" or self.target_layers is None:
-            return 0
-        return len(bridge_positions(self.target_layers))
 
 
 def plan_drafter(
@@ -264,7 +256,8 @@ class _Maker:
             )
         small = target.vocab < 2 * TRIMMED_HEAD
         head = self.head_size or (target.vocab if small else TRIMMED_HEAD)
-        config = replace(target, layers=len(chosen))
+        attached = chosen if self.kind == "attached" else None
+        config = replace(target, layers=len(chosen), target_layers=attached)
         return Plan(self.kind, config, target, chosen, head, self.correction)
 
     def of_own_width(self, size: int | None, cost: float | None) -> Plan:
@@ -325,3 +318,9 @@ def _decoder(config: ModelConfig, head_size: int | None = None) -> DecoderShape:
         ffn=config.ffn,
         head_size=head_size or config.vocab,
     )
+
+
+def _with_tuple(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON's list of layers as the tuple that it was."""
+    layers = values["target_layers"]
+    return {**values, "target_layers": None if layers is None else tuple(layers)}

@@ -17,7 +17,6 @@ from specdec.distill.students import (
     AttachedStudent,
     Bridge,
     StandaloneStudent,
-    bridge_positions,
 )
 from specdec.errors import InvalidInputError
 
@@ -219,7 +218,7 @@ def fit_bridges(
     where texts hold fewer positions than a bridge has inputs.
     """
     config, layers = teacher.config, student.target_layers
-    places = bridge_positions(layers)
+    places = student.config.bridges
     sums = {j: _Normal.empty(config.hidden, teacher.device) for j in places}
     read = {j: (layers[j - 1] + 1 if j else 0) for j in places}
     wanted = sorted({layers[j] for j in places} | set(read.values()))

@@ -188,8 +188,8 @@ class Bridge(nn.Module):
 class AttachedStudent(nn.Module):
     """A drafter on the target's final hidden state and K/V.
 
-    Parameters: ``layers.{j}.{role}``, ``final_norm`` and, at each gap between ``target_layers``
-    (0 counts as following the embedding), ``bridges.{j}.weight``, ``.scale``, ``.bias``.
+    Parameters: ``layers.{j}.{role}``, ``final_norm`` and, for each j of ``config.bridges``,
+    ``bridges.{j}.weight``, ``.scale``, ``.bias``.
     """
 
     kind = "attached"
@@ -215,13 +215,13 @@ class AttachedStudent(nn.Module):
             raise InvalidInputError(
                 f"target layers {list(target_layers)}: give at least one, in ascending order"
             )
-        self.config = replace(config, layers=len(self.target_layers))
+        self.config = replace(
+            config, layers=len(self.target_layers), target_layers=self.target_layers
+        )
         self.dtype = dtype
         self.rotary = rotary
         self.layers = nn.ModuleList(Layer(config) for _ in self.target_layers)
-        self.bridges = nn.ModuleDict(
-            {str(j): Bridge(config.hidden) for j in bridge_positions(self.target_layers)}
-        )
+        self.bridges = nn.ModuleDict({str(j): Bridge(config.hidden) for j in self.config.bridges})
         self.final_norm = nn.Parameter(torch.ones(config.hidden))
         self.head_ids = head_ids
         _keep(self, "embedding", embedding)
@@ -307,16 +307,6 @@ class AttachedStudent(nn.Module):
                 f"{count} layers"
             )
         return batch.hidden.float()
-
-
-def bridge_positions(target_layers: Sequence[int]) -> list[int]:
-    """The layers j of an attached drafter that a bridge stands before."""
-    before = (-1, *target_layers[:-1])
-    return [
-        j
-        for j, (last, layer) in enumerate(zip(before, target_layers, strict=True))
-        if layer != last + 1
-    ]
 
 
 def _fused(layers: nn.ModuleList, dtype: torch.dtype) -> list[FusedLayer]:

@@ -17,7 +17,6 @@ from specdec.distill.students import (
     AttachedStudent,
     StandaloneStudent,
     StudentBatch,
-    bridge_positions,
 )
 from specdec.errors import InvalidInputError
 from tests.tiny_gguf import write_tiny_gguf
@@ -239,6 +238,7 @@ def test_bfloat16_comes_close(source: ModelSource) -> None:
 def test_state_holds_what_is_trained_under_the_checkpoints_names(source: ModelSource) -> None:
     student = AttachedStudent.from_source(source, [0, 3])
     names = set(student.state_dict())
+    assert student.config.target_layers == (0, 3)
     assert {"layers.1.query", "bridges.1.weight", "bridges.1.scale", "final_norm"} <= names
     assert not {"embedding", "head_rows"} & names
     torch.testing.assert_close(student.layers[1].key, matrix_tensor(source, "layers.3.key"))
@@ -271,14 +271,6 @@ def test_an_embedding_of_its_own_is_trained() -> None:
 def tiny_config() -> tuple[ModelConfig, Rotary]:
     config = ModelConfig(1, 32, 2, 2, 16, 64, 10, 64, 10000.0, 1e-5, False)
     return config, Rotary(config)
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [([0, 1, 2], []), ([0, 10, 20, 29], [1, 2, 3]), ([1, 2], [0]), ([27, 28, 29], [0])],
-)
-def test_bridges_stand_where_layers_are_skipped(layers: list[int], expected: list[int]) -> None:
-    assert bridge_positions(layers) == expected
 
 
 def test_what_a_student_cannot_do_is_refused(source: ModelSource) -> None:
