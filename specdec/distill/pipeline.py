@@ -144,6 +144,7 @@ class Run:
     def prepare(self) -> None:
         """Text and plan; the other processes wait for the first."""
         if self._world.first:
+            build.architecture(self.target, self.options)  # what cannot be is said at once
             self._write_text()
             self._decide()
         self._world.barrier()
