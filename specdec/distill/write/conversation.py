@@ -60,7 +60,7 @@ class Conversation:
             if self.kind != FREE:
                 opening = str(random.choice(KINDS[self.kind].openings))
                 self._user_limit = KINDS[self.kind].longest
-            self.tokens = turns.opened(opening)
+            self.tokens = [*turns.opened(opening), *self._draw_topic(opening)]
         else:
             self.kind = prompt.kind
             self._messages = [{"role": "user", "content": prompt.text}]
@@ -105,6 +105,15 @@ class Conversation:
             return FREE
         shares = np.array([kind.share for kind in KINDS.values()])
         return str(self._random.choice(list(KINDS), p=shares / shares.sum()))
+
+    def _draw_topic(self, opening: str) -> list[int]:
+        """The word that an opening is about, where it can go on with one."""
+        words = self._turns.words
+        if not opening[-1:].isalpha() or not len(words):
+            return []
+        if self._random.random() >= self._options.topics:
+            return []
+        return [int(self._random.choice(words))]
 
     def _take_user(self, token: int) -> None:
         if self._turns.is_control(token):

@@ -48,6 +48,9 @@ class WriteOptions:
     """Share of the conversations that go on to a second turn."""
     openings: float = 0.75
     """Share of the conversations whose user's turn begins with an opening of ours."""
+    topics: float = 0.6
+    """Share of the openings that go on with a word out of the vocabulary: without one the target
+    asks about the same few things, and a drafter learns little of all others."""
     answers: tuple[Temperature, ...] = ANSWERS
     prompts: tuple[str, ...] = ()
     """Names as in ``specdec.benchmark.prompts.load_prompts``; none: the target writes the user."""
@@ -82,6 +85,7 @@ class WriteOptions:
             check_whole("threads", self.threads, 1, 1024, "1 to 1024, or None")
         check_number("second_turn", self.second_turn, 0, 1)
         check_number("openings", self.openings, 0, 1)
+        check_number("topics", self.topics, 0, 1)
         if not self.answers:
             raise InvalidInputError("answers is empty; name at least one temperature")
         for answer in self.answers:

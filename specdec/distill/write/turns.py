@@ -11,6 +11,9 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specdec.chat import encode_chat, render_chat
 from specdec.errors import InvalidInputError
 from specdec.tokenizer import Tokenizer
@@ -21,6 +24,7 @@ Message = dict[str, str]
 # next word may begin at once, elsewhere it brings its own space.
 _GOES_ON = (" a", " 7", " (")
 _BEGINS = ("A", "7", "(")
+_WORD = re.compile(rb" [A-Za-z][a-z]{3,}")
 _SENTINEL = "\U0010fffd"  # a private character: no template writes it
 
 
@@ -43,6 +47,8 @@ class ChatTurns:
         """What ends a user's turn as text ("[/INST]"); "" where a control token ends it."""
         self.prefix = self.user_start(())
         """Token ids in front of a first user's turn."""
+        self.words = self._words()
+        """Tokens that are a word of some letters with the space before it."""
         self._opened = lru_cache(maxsize=1024)(lambda text: self.user_start((), text))
 
     def user_start(self, messages: Sequence[Message], opening: str = "") -> list[int]:
@@ -72,6 +78,10 @@ class ChatTurns:
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         return encode_chat(self.tokenizer, self.template, messages)
+
+    def _words(self) -> NDArray[np.int64]:
+        pieces = (self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocabulary_size))
+        return np.array([i for i, piece in enumerate(pieces) if _WORD.fullmatch(piece)], np.int64)
 
     def _closing_text(self) -> str:
         text = render_chat(

@@ -9,9 +9,11 @@ import pytest
 
 from specdec.distill.write import WriteOptions
 from specdec.distill.write.conversation import ANSWER, TEMPLATE, USER, Conversation, Prompt, spans
+from specdec.distill.write.openings import KINDS
 from specdec.distill.write.turns import ChatTurns
 
 ONE_TURN = WriteOptions(openings=0, second_turn=0)
+OPENINGS = [opening for kind in KINDS.values() for opening in kind.openings]
 TWO_TURNS = replace(ONE_TURN, second_turn=1)
 
 
@@ -51,6 +53,26 @@ def test_one_turn(turns: ChatTurns) -> None:
     assert [role for role, _ in written] == [USER, ANSWER]
     assert written[0][1].endswith("fox<|im_end|>")
     assert written[1][1].endswith("dog<|im_end|>")
+
+
+def test_an_opening_goes_on_with_a_word_of_the_vocabulary(turns: ChatTurns) -> None:
+    words = {turns.tokenizer.token_bytes(int(token)).decode() for token in turns.words}
+    assert words  # of the tiny tokenizer
+    assert all(word[0] == " " and word[1:].isalpha() and len(word) > 4 for word in words)
+    seen = 0
+    for seed in range(60):
+        options = replace(ONE_TURN, openings=1, topics=1)
+        conversation = Conversation(turns, options, np.random.default_rng(seed))
+        text = _shown(conversation, turns)[len("<|im_start|>user\n") :]
+        opening = next((o for o in sorted(OPENINGS, key=len)[::-1] if text.startswith(o)), None)
+        if opening is None or not opening[-1].isalpha():
+            continue
+        assert text[len(opening) :] in words
+        assert conversation.roles == [TEMPLATE] * len(conversation.tokens)
+        plain = Conversation(turns, replace(options, topics=0), np.random.default_rng(seed))
+        assert _shown(plain, turns).endswith(opening)
+        seen += 1
+    assert seen > 20
 
 
 def test_what_the_template_writes_is_read_before_the_next_choice(turns: ChatTurns) -> None:
