@@ -11,6 +11,7 @@ from specdec.convert.htp_layouts import HTP_LAYOUTS
 from specdec.convert.layouts import LAYOUTS
 from specdec.distill.architecture import parse_size
 from specdec.distill.initial import ORIGINS
+from specdec.distill.losses import Loss
 from specdec.distill.optim import KINDS as OPTIMIZERS
 from specdec.distill.students import KINDS
 from specdec.errors import InvalidInputError
@@ -21,7 +22,7 @@ MINUTES = 25.0
 _MOST = 10**12
 
 # What may differ between two calls for the same output: it decides nothing of the weights.
-_FREE = ("threads", "save_seconds", "layout", "prompts_per_kind", "follow", "teacher")
+_FREE = ("threads", "save_seconds", "layout", "prompts_per_kind", "follow")
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Options:
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value, lowest, highest)
+        Loss(self.loss)  # says which there are
         if self.size is not None:
             parse_size(self.size)
         self._check_together()

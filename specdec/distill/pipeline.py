@@ -127,6 +127,7 @@ class Run:
         self._device = build.device_of(options)
         self._dtype = build.dtype_of(options)
         self._model: TorchLlama | None = None
+        self._held_out: HeldOut | None = None
         self.text = Path(options.text) if options.text else work / "text"
         self.states = work / "states"
         self.plan = self._begin()
@@ -145,6 +146,8 @@ class Run:
         """Text and plan; the other processes wait for the first."""
         if self._world.first:
             build.architecture(self.target, self.options)  # what cannot be is said at once
+            if self.options.initial is not None:
+                build.read_weights(Path(self.options.initial))
             self._write_text()
             self._decide()
         self._world.barrier()
@@ -175,7 +178,7 @@ class Run:
         )
         finish(
             made,
-            self.held_out(None),
+            self.held_out(),
             output,
             replace=replace,
             progress=self._progress,
@@ -225,7 +228,7 @@ class Run:
             teacher=teacher,
             teacher_head=self._teacher_head(student),
             corpus=self._corpus,
-            held_out=None if measuring else self.held_out(self.options.held_out),
+            held_out=None if measuring else self.held_out(),
             folder=folder,
             world=World() if measuring else self._world,
             on_policy=on_policy,
@@ -233,17 +236,19 @@ class Run:
             progress=None if measuring else self._progress,
         )
 
-    def held_out(self, count: int | None) -> HeldOut:
-        """The first ``count`` held-out conversations of the plan's text (None: all)."""
-        corpus = self._corpus(self.plan.shards)
-        self._progress("measuring the target on held-out text", 0.0)
-        return HeldOut(
-            corpus.held_out[:count],
-            self._teacher(),
-            self.model.head,
-            dtype=self._dtype,
-            device=self._device,
-        )
+    def held_out(self) -> HeldOut:
+        """Held-out conversations of the plan's text, as many as were asked for."""
+        if self._held_out is None:
+            corpus = Corpus.read(self.text, self.plan.shards)
+            self._progress("measuring the target on held-out text", 0.0)
+            self._held_out = HeldOut(
+                corpus.held_out[: self.options.held_out],
+                self._teacher(),
+                self.model.head,
+                dtype=self._dtype,
+                device=self._device,
+            )
+        return self._held_out
 
     def _begin(self) -> RunPlan:
         plan = RunPlan.read(self.work)
