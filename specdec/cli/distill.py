@@ -68,7 +68,8 @@ def distill(
     initial: Annotated[
         Path | None,
         typer.Option(
-            help="Weights to begin with: another run's checkpoint.pt.", rich_help_panel=_SHAPE
+            help="Weights to begin with: a run's checkpoint.pt, or a drafter.gguf.",
+            rich_help_panel=_SHAPE,
         ),
     ] = None,
     origin: Annotated[

@@ -14,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specdec.convert.architectures import BRIDGE
 from specdec.convert.checkpoint import ModelSource
+from specdec.convert.source import open_source
 from specdec.distill.architecture import Plan as DrafterPlan
 from specdec.distill.architecture import chosen_layers, frequent_ids, parse_size, plan_drafter
 from specdec.distill.corpus import Corpus, epoch_batches
+from specdec.distill.export import state_of
 from specdec.distill.initial import fit_bridges, make_student
-from specdec.distill.llama import TorchLlama
+from specdec.distill.llama import MATRICES, NORMS, TorchLlama
 from specdec.distill.losses import Loss
 from specdec.distill.optim import OptimizerSettings
 from specdec.distill.options import Options
@@ -122,14 +125,20 @@ def make(
     )
 
 
-def initialise(student: AnyStudent, model: TorchLlama, corpus: Corpus, options: Options) -> None:
+def initialise(
+    student: AnyStudent,
+    target: TargetModel,
+    model: TorchLlama,
+    corpus: Corpus,
+    options: Options,
+) -> None:
     """Give the student its first weights: those asked for, or fitted bridges.
 
     Raises:
         InvalidInputError: The weights cannot be read, or are another student's.
     """
     if options.initial is not None:
-        load(student, read_weights(Path(options.initial)))
+        load(student, initial_weights(Path(options.initial), target))
     elif isinstance(student, AttachedStudent) and options.origin == "target":
         fit_bridges(student, model, _texts_to_fit(corpus, options.seed))
 
@@ -170,6 +179,29 @@ def schedule(options: Options, *, tokens: int) -> Schedule:
         user_weight=options.user_weight,
         seed=options.seed,
         evaluate_tokens=options.evaluate_tokens or max(1, tokens // EVALUATIONS),
+    )
+
+
+def initial_weights(path: Path, target: TargetModel) -> dict[str, Tensor]:
+    """Weights to begin with: a drafter's GGUF file, or what ``read_weights`` reads.
+
+    Raises:
+        InvalidInputError, CheckpointError: They cannot be read.
+    """
+    if path.suffix != ".gguf":
+        return read_weights(path)
+    source = open_source(path, target.path)
+    roles = [*MATRICES, *NORMS]
+    names = [f"layers.{i}.{role}" for i in range(source.config.layers) for role in roles]
+    names += [f"layers.{i}.{role}" for i in source.config.bridges for role in BRIDGE]
+    vectors = {*NORMS, "bridge_scale", "bridge_bias", "final_norm"}
+    return state_of(
+        {
+            name: source.vector(name)
+            if name.rpartition(".")[2] in vectors
+            else source.matrix(name).dequantise()
+            for name in (*names, "final_norm")
+        }
     )
 
 

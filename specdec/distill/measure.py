@@ -12,7 +12,7 @@ from specdec.distill.options import MINUTES, Options
 from specdec.distill.write import WriteOptions, WriteProgress
 
 if TYPE_CHECKING:
-    from specdec.distill.pipeline import Run
+    from specdec.distill.run import Run
 
 # Shares of the time; what is left goes to the target's states, export and measuring.
 TEXT_SHARE = 0.25

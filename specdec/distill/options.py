@@ -42,7 +42,7 @@ class Options:
     origin: str = "target"
     """Where the first weights come from: the ``target``, or ``random``."""
     initial: str | None = None
-    """A checkpoint or state file whose weights the drafter begins with."""
+    """A run's checkpoint, or a drafter's GGUF file, whose weights the drafter begins with."""
 
     minutes: float | None = None
     """Roughly how long all of it may take; turned into tokens once, by what is measured."""

@@ -26,7 +26,7 @@ from specdec.distill.corpus import Conversation, Corpus, epoch_batches
 from specdec.distill.held_out import HeldOut, HeldOutFigures
 from specdec.distill.losses import Loss, distillation_loss
 from specdec.distill.optim import Optimizer, OptimizerSettings
-from specdec.distill.progress import Log
+from specdec.distill.progress import Log, duration
 from specdec.distill.states import Teacher
 from specdec.distill.students import Student
 from specdec.distill.world import World
@@ -116,6 +116,7 @@ class Trainer:
         log_steps: int = 10,
         save_seconds: float = 60.0,
         progress: Progress | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         """Take up the run in ``folder``, or begin one there.
 
@@ -136,6 +137,7 @@ class Trainer:
             log_steps: Steps between two lines of the log.
             save_seconds: Seconds between two checkpoints; decides nothing.
             progress: Called with a stage and the fraction of it that is done.
+            say: Called with a line for people at each measurement.
         """
         self.student = student
         self.position = Position()
@@ -152,6 +154,8 @@ class Trainer:
         self._log_steps = log_steps
         self._save_seconds = save_seconds
         self._progress = progress or (lambda stage, fraction: None)
+        self._say = say or (lambda line: None)
+        self._left = ""  # how long it will still take, for people
         module = _module(student)
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._device = self._parameters[0].device
@@ -313,11 +317,20 @@ class Trainer:
         figures = self.measure() if self._world.first else None
         if self._log is not None and figures is not None:
             self._log.write(**self._where(), held_out=figures.as_dict())
+            drafts = " ".join(f"{value:.3f}" for value in figures.acceptance)
+            self._say(
+                f"{self.position.tokens:,} of {self._schedule.tokens:,} tokens: held-out "
+                f"acceptance by draft {drafts}, block efficiency {figures.block_efficiency:.2f}"
+                f"{self._left}"
+            )
         self._evaluated = self.position.tokens
         self._world.barrier()
 
     def _tell(self, elapsed: float, first_tokens: int) -> None:
         position, schedule = self.position, self._schedule
+        left = max(0, schedule.tokens - position.tokens)
+        seconds = left * elapsed / max(1, position.tokens - first_tokens)
+        self._left = f"; {duration(seconds)} left" if left else ""
         if self._meter.steps >= self._log_steps or self._done():
             if self._log is not None:
                 self._log.write(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,6 @@ import pytest
 import torch
 
 from specdec import Generator, Model, SamplingParams
-from specdec.distill import pipeline
 from specdec.distill.build import read_weights
 from specdec.distill.options import Options
 from specdec.distill.pipeline import distill
@@ -124,8 +126,8 @@ def test_killed_in_any_stage_and_gone_on(
     """Ends with the weights of an undisturbed run, and a whole folder; before, there is none."""
     output = tmp_path / "small"
     where: Any = {
-        "write_text": "specdec.distill.pipeline.write_text",
-        "write_states": "specdec.distill.pipeline.write_states",
+        "write_text": "specdec.distill.run.write_text",
+        "write_states": "specdec.distill.run.write_states",
         "initialise": "specdec.distill.build.initialise",
         "run": "specdec.distill.train.Trainer._tell",
         "finish": "specdec.distill.finish.compare",
@@ -141,12 +143,9 @@ def test_killed_in_any_stage_and_gone_on(
         return original(*arguments, **options)
 
     module, _, name = where.rpartition(".")
-    holder: Any = (
-        pipeline
-        if module == "specdec.distill.pipeline"
-        else __import__("importlib").import_module(module.removesuffix(".Trainer"))
-    )
-    holder = getattr(holder, "Trainer", holder) if module.endswith(".Trainer") else holder
+    holder: Any = importlib.import_module(module.removesuffix(".Trainer"))
+    if module.endswith(".Trainer"):
+        holder = holder.Trainer
     original = getattr(holder, name)
     with monkeypatch.context() as patch:
         patch.setattr(holder, name, kill)
@@ -222,6 +221,49 @@ def test_text_of_the_students_own(
         assert not same(trained(outputs[0]), trained(made[0]))
 
 
+@pytest.mark.parametrize("file", ["train/checkpoint.pt", "drafter.gguf"])
+def test_another_runs_weights_to_begin_with(
+    target: Path, made: tuple[Path, list[str]], tmp_path: Path, file: str
+) -> None:
+    """The first measurement is the last of the run that the weights are from."""
+    work = made[0].with_name("small.work")
+    options = replace(
+        QUICK,
+        text=str(work / "text"),
+        text_tokens=None,
+        initial=str(work / file),
+        tokens=1,
+        prompts_per_kind=0,
+    )
+    distill(str(target), tmp_path / "more", options)
+    before, after = (
+        [e["held_out"] for e in read_log(folder / "train" / "log.jsonl") if "held_out" in e]
+        for folder in (work, tmp_path / "more.work")
+    )
+    if file == "drafter.gguf":
+        assert after[0]["acceptance"][0] == pytest.approx(before[-1]["acceptance"][0], rel=0.02)
+    else:
+        assert after[0] == before[-1]
+    assert after[0] != before[0]
+
+
+def test_a_drafter_for_an_npu(target: Path, made: tuple[Path, list[str]], tmp_path: Path) -> None:
+    text = made[0].with_name("small.work") / "text"
+    options = replace(
+        QUICK,
+        kind="standalone",
+        depth=1,
+        text=str(text),
+        text_tokens=None,
+        tokens=1,
+        layout="fp16",
+        prompts_per_kind=0,
+    )
+    folder = ModelFolder.open(distill(str(target), tmp_path / "small", options))
+    assert (folder.layout, folder.backend) == ("fp16", "qnn")
+    assert "distillation" in folder.manifest
+
+
 def test_begun_otherwise(target: Path, made: tuple[Path, list[str]]) -> None:
     output = made[0].with_name("small")
     with pytest.raises(InvalidInputError, match="was begun with tokens = 1200, not 1201"):
@@ -275,3 +317,37 @@ def test_a_disk_that_is_too_full(
         distill(str(target), tmp_path / "small", options, say=said.append)
     assert "GB in" in said[-1]
     assert not (tmp_path / "small").exists()
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from specdec.distill.options import Options
+from specdec.distill.pipeline import distill
+distill(sys.argv[1], Path(sys.argv[2]), Options(**eval(sys.argv[3])))
+"""
+
+
+@pytest.mark.long
+def test_killed_by_the_system_at_random_moments(
+    target: Path, made: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """SIGKILL, again and again, a little later each time, until the run gets through."""
+    rng = np.random.default_rng(0)
+    options = asdict(replace(QUICK, prompts_per_kind=0, save_seconds=0.05))
+    command = [sys.executable, "-c", _SCRIPT, str(target), str(tmp_path / "small"), repr(options)]
+    kills, most, code = 0, 2.0, -1
+    while code != 0:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            _, said = process.communicate(timeout=rng.uniform(0.5 * most, most))
+            code = process.returncode
+            assert code == 0, said
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            most *= 1.1
+            assert not (tmp_path / "small").exists()
+    assert kills > 3
+    assert same(trained(tmp_path / "small"), trained(made[0]))
