@@ -164,7 +164,7 @@ def test_damaged_model_folder(cli: Any, tiny_target: Path, tmp_path: Path) -> No
 
 def test_known_drafter_of_the_default_model() -> None:
     assert known_drafter("smollm2-135m") == "smollm2-135m-drafter"
-    assert known_drafter("smollm2-135m-drafter") is None
+    assert known_drafter("smollm2-135m-standalone-drafter") is None
 
 
 def test_a_drafter_that_users_fetch_is_known_once_it_is_there(specdec_home: Path) -> None:

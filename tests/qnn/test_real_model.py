@@ -23,7 +23,7 @@ PROMPT = "Why is the sky blue?"
 def folders(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Target and drafter in w8a16, rounded to nearest: enough to see that they run."""
     made = {}
-    for name in ("smollm2-135m", "smollm2-135m-drafter"):
+    for name in ("smollm2-135m", "smollm2-135m-standalone-drafter"):
         made[name] = tmp_path_factory.mktemp("npu") / name
         options = ["--method", "rtn", "--written-tokens", "0", "--context", "128", "--widths", "8"]
         command = [
