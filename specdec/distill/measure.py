@@ -14,9 +14,11 @@ from specdec.distill.write import WriteOptions, WriteProgress
 if TYPE_CHECKING:
     from specdec.distill.run import Run
 
-# Shares of the time; what is left goes to the target's states, export and measuring.
+# Shares of the time: of the text; of export and measuring at the end; of training, which gets what
+# is left between these two once text and states are there.
 TEXT_SHARE = 0.25
-TRAINING_SHARE = 0.5
+FINISH_SHARE = 0.12
+TRAINING_SHARES = (0.3, 0.6)
 _WARM_STEPS, _TIMED_STEPS = 2, 6
 _LEAST_TRAINING = 2048
 
@@ -70,6 +72,9 @@ def training_speed(run: Run) -> float:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def training_tokens(speed: float, options: Options) -> int:
-    """What fits the time."""
-    return max(_LEAST_TRAINING, round(60 * (options.minutes or MINUTES) * TRAINING_SHARE * speed))
+def training_tokens(speed: float, options: Options, spent: float) -> int:
+    """What fits the time that is left after ``spent`` seconds, at ``speed`` tokens a second."""
+    budget = 60 * (options.minutes or MINUTES)
+    low, high = (share * budget for share in TRAINING_SHARES)
+    seconds = min(high, max(low, budget * (1 - FINISH_SHARE) - spent))
+    return max(_LEAST_TRAINING, round(seconds * speed))

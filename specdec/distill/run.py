@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,6 +68,7 @@ class Run:
         self._say = say
         self._device = build.device_of(options)
         self._dtype = build.dtype_of(options)
+        self._started = time.monotonic()
         self._model: TorchLlama | None = None
         self._held_out: HeldOut | None = None
         self.text = Path(options.text) if options.text else work / "text"
@@ -169,7 +171,7 @@ class Run:
             teacher=teacher,
             teacher_head=self._teacher_head(student),
             corpus=self._corpus,
-            held_out=None if measuring else self.held_out(),
+            held_out=None if measuring or not self._world.first else self.held_out(),
             folder=folder,
             world=World() if measuring else self._world,
             on_policy=on_policy,
@@ -213,7 +215,7 @@ class Run:
         options = measure.write_options(self.options, self.target.source.config.context)
         if self.plan.text_tokens is None:
             self.plan.text_tokens = self.options.text_tokens or measure.text_tokens(
-                lambda wanted: self._write(options, wanted), self.options
+                lambda tokens: self._write(options, tokens), self.options
             )
             self.plan.write(self.work)
         self._write(options, self.plan.text_tokens)
@@ -268,7 +270,9 @@ class Run:
         if self.options.tokens is None:
             speed = measure.training_speed(self)
             plan.measured["training_tokens_per_second"] = round(speed, 1)
-            tokens = measure.training_tokens(speed * self._world.size, self.options)
+            spent = time.monotonic() - self._started
+            plan.measured["seconds_before_training"] = round(spent, 1)
+            tokens = measure.training_tokens(speed * self._world.size, self.options, spent)
             plan.schedule = dataclasses.asdict(build.schedule(self.options, tokens=tokens))
         plan.write(self.work)
         self._tell_training(corpus)
