@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from specdec import Generator, Model, SamplingParams
+from specdec.distill import measure
 from specdec.distill.build import read_weights
 from specdec.distill.options import Options
 from specdec.distill.pipeline import distill
@@ -281,7 +282,10 @@ def test_what_is_there_is_kept(target: Path, made: tuple[Path, list[str]]) -> No
         distill(str(target), made[0], QUICK)
 
 
-def test_minutes_become_tokens_once(target: Path, tmp_path: Path) -> None:
+def test_minutes_become_tokens_once(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "TEXT_SHARE", 0.01)
     options = replace(QUICK, tokens=None, text_tokens=None, minutes=1, prompts_per_kind=0)
     run = tmp_path / "small"
     said: list[str] = []
