@@ -58,7 +58,7 @@ class Options:
     """As for ``convert``; None: the target's own."""
     length: int = 400
     """Longest conversation, in tokens; at most the target's context."""
-    conversations: int = 256
+    conversations: int = 128
     """Conversations that are begun for one shard of text."""
     follow: bool = False
     """Take in shards that have come into the folder of text between two epochs."""

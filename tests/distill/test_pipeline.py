@@ -286,7 +286,9 @@ def test_minutes_become_tokens_once(
     target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "TEXT_SHARE", 0.01)
-    options = replace(QUICK, tokens=None, text_tokens=None, minutes=1, prompts_per_kind=0)
+    options = replace(
+        QUICK, tokens=None, text_tokens=None, minutes=1, conversations=400, prompts_per_kind=0
+    )
     run = tmp_path / "small"
     said: list[str] = []
 
