@@ -119,7 +119,7 @@ def read_shard(path: Path) -> list[Conversation]:
             count = len(offsets) - 1
             temperature = shard["temperature"] if "temperature" in shard else np.zeros(count)
             kinds = shard["kind"] if "kind" in shard else np.full(count, "")
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InvalidInputError(f"{path}: not a readable shard ({error}); remove it") from error
     if (
         not count == len(temperature) == len(kinds)

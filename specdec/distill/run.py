@@ -331,7 +331,7 @@ class Run:
         path = self.work / HEAD_IDS
         try:
             ids = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise InvalidInputError(f"{path}: cannot be read; remove {self.work}") from error
         if hashlib.sha256(ids.tobytes()).hexdigest() != self.plan.head["sha256"]:
             raise InvalidInputError(f"{path}: was altered; remove {self.work}")

@@ -134,7 +134,7 @@ class CachedTeacher:
                 return hidden, [], None
             kv = np.load(self._folder / f"{shard}.kv.npy", mmap_mode="r")
             return hidden, [layers.index(layer) for layer in self._shape.layers], kv
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError) as error:
             raise InvalidInputError(
                 f"{self._folder / shard}: the target's states cannot be read ({error}); remove "
                 f"{self._folder} to have them made again"
