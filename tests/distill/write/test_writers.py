@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +23,17 @@ TOLERANCE = {"float32": 1e-3, "nbits8": 0.3, "int8-split16": 0.15, "int8": 0.6, 
 @pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: "-".join(engine))
 def opened(
     request: pytest.FixtureRequest, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[BatchWriter, float]:
+) -> Iterator[tuple[BatchWriter, float]]:
     engine, layout = request.param
     options = replace(OPTIONS, engine=engine, layout=layout)
-    writer = open_writer(open_source(tiny_gguf, None), options, tmp_path_factory.mktemp("scratch"))
-    return writer, TOLERANCE["torch" if engine == "torch" else layout]
+    source, scratch = open_source(tiny_gguf, None), tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:  # fewer than the tiny vocabulary
+        for module in ("onnx_writer", "torch_writer"):
+            patch.setattr(f"specdec.distill.write.{module}.CANDIDATES", 64)
+        yield (
+            open_writer(source, options, scratch),
+            TOLERANCE["torch" if engine == "torch" else layout],
+        )
 
 
 def _logits(candidates: Candidates, vocab: int) -> np.ndarray:
