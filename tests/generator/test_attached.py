@@ -39,11 +39,6 @@ LENGTHS = (1, 2, 4, 7, 16, "auto")
 
 
 @pytest.fixture(scope="module")
-def target(tiny_target: Path) -> Model:
-    return Model.load(tiny_target)
-
-
-@pytest.fixture(scope="module")
 def stranger(tiny_attached: Path) -> Model:
     """Random layers, a bridge and a trimmed head: nearly all of its drafts are rejected."""
     return Model.load(tiny_attached)
