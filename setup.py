@@ -47,6 +47,7 @@ setup(
         "specdec.cli",
         "specdec.convert",
         "specdec.convert.chat_templates",
+        "specdec.convert.htp",
         "specdec.distill",
         "specdec.distill.evaluate",
         "specdec.distill.write",

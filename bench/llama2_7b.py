@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from bench.random_llama import recipe_config, write_random_llama
-from specdec.convert.htp_folder import convert_htp
-from specdec.convert.htp_parts import DEFAULT_PART_BYTES
+from specdec.convert.htp.folder import convert_htp
+from specdec.convert.htp.parts import DEFAULT_PART_BYTES
 from specdec.qnn.compile import Report, compile_model
 
 STAGES = ("checkpoint", "convert", "compile")

@@ -73,7 +73,7 @@ def test_recipes_have_the_shapes_that_the_cost_model_is_told(name: str, shape: o
 def test_from_checkpoint_to_binaries_and_text(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_qnn")
     from specdec import Generator, Model, SamplingParams
-    from specdec.convert.htp_folder import convert_htp
+    from specdec.convert.htp.folder import convert_htp
     from specdec.qnn.compile import Report, compile_model
 
     source = write_random_llama(tmp_path / "checkpoint", tiny_llama2())

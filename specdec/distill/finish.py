@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.convert import convert
-from specdec.convert.htp_layouts import HTP_LAYOUTS
+from specdec.convert.htp.layouts import HTP_LAYOUTS
 from specdec.distill import build, export
 from specdec.distill.architecture import Plan as DrafterPlan
 from specdec.distill.checkpoint import Position

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.checks import check_number, check_whole
-from specdec.convert.htp_layouts import HTP_LAYOUTS
+from specdec.convert.htp.layouts import HTP_LAYOUTS
 from specdec.convert.layouts import LAYOUTS
 from specdec.distill.architecture import parse_size
 from specdec.distill.initial import ORIGINS

@@ -16,9 +16,9 @@ from specdec.convert import convert
 from specdec.convert.chat_templates import load_template
 from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.float_forward import LINEAR_INPUTS, load_linear
-from specdec.convert.htp_folder import check_sizes, convert_htp, refuse_attached
-from specdec.convert.htp_layouts import DEFAULT_HTP_LAYOUT, HTP_LAYOUTS, HtpLayout
-from specdec.convert.htp_stats import Quantiser, round_linear
+from specdec.convert.htp.folder import check_sizes, convert_htp, refuse_attached
+from specdec.convert.htp.layouts import DEFAULT_HTP_LAYOUT, HTP_LAYOUTS, HtpLayout
+from specdec.convert.htp.stats import Quantiser, round_linear
 from specdec.convert.source import open_source
 from specdec.errors import InvalidInputError, ModelFolderError
 from specdec.model import Model

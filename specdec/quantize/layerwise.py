@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.float_forward import LINEAR_INPUTS, FloatForward, LayerWeights
-from specdec.convert.htp_stats import LinearStats, StatsGatherer
-from specdec.convert.htp_weights import Kind, QuantLinear
+from specdec.convert.htp.stats import LinearStats, StatsGatherer
+from specdec.convert.htp.weights import Kind, QuantLinear
 from specdec.quantize.first_row import first_row_apart
 from specdec.quantize.grid import FloatArray
 from specdec.quantize.linears import is_held_as_it_is, quantise_linear

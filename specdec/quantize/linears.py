@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from specdec.convert.htp_stats import LinearStats
-from specdec.convert.htp_weights import (
+from specdec.convert.htp.stats import LinearStats
+from specdec.convert.htp.weights import (
     LARGEST_BLOCK_SCALE,
     BlockLinear,
     ChannelLinear,

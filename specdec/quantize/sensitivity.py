@@ -10,10 +10,10 @@ import numpy as np
 
 from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.float_forward import LINEAR_INPUTS, FloatForward, LayerWeights, load_linear
-from specdec.convert.htp_layouts import HtpLayout
-from specdec.convert.htp_parts import linear_shapes
-from specdec.convert.htp_stats import StatsGatherer
-from specdec.convert.htp_weights import W8, Kind
+from specdec.convert.htp.layouts import HtpLayout
+from specdec.convert.htp.parts import linear_shapes
+from specdec.convert.htp.stats import StatsGatherer
+from specdec.convert.htp.weights import W8, Kind
 from specdec.quantize.first_row import first_row_apart
 from specdec.quantize.grid import FloatArray
 from specdec.quantize.linears import quantise_linear

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from specdec.convert import LAYOUTS, convert
-from specdec.convert.htp_folder import convert_htp
+from specdec.convert.htp.folder import convert_htp
 from specdec.errors import CheckpointError, InvalidInputError, ModelFolderError
 from specdec.model_folder import MANIFEST, ModelFolder, write_manifest
 from specdec.quantize import measure, quantize

@@ -9,7 +9,7 @@ import pytest
 
 from specdec.convert.float_forward import FloatForward, LayerWeights, Observe, load_linear
 from specdec.convert.gguf_checkpoint import GgufCheckpoint
-from specdec.convert.htp_ranges import Ranges
+from specdec.convert.htp.ranges import Ranges
 from specdec.convert.matrix import FloatArray
 from specdec.errors import InvalidInputError
 from tests.convert.numpy_llama import NumpyLlama

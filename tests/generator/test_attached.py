@@ -25,7 +25,7 @@ from specdec import (
 )
 from specdec._core import Decoder, InPlaceDecoder
 from specdec.convert import convert
-from specdec.convert.htp_folder import convert_htp
+from specdec.convert.htp.folder import convert_htp
 from tests.cli.conftest import cli
 from tests.convert.graph_pair import GraphPair
 from tests.tiny_gguf import DEFAULT_VOCAB, random_llama, write_tiny_drafter, write_tiny_gguf

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from specdec import Model
-from specdec.convert.htp_folder import convert_htp
+from specdec.convert.htp.folder import convert_htp
 from specdec.qnn.compile import compile_model
 from tests.cli.conftest import cli
 

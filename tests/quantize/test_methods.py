@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from specdec.convert.htp_stats import LinearStats
-from specdec.convert.htp_weights import (
+from specdec.convert.htp.stats import LinearStats
+from specdec.convert.htp.weights import (
     KINDS,
     LARGEST_BLOCK_SCALE,
     W4,

@@ -13,8 +13,8 @@ import pytest
 
 from specdec.convert.checkpoint import ModelSource
 from specdec.convert.float_forward import LINEAR_INPUTS
-from specdec.convert.htp_layouts import HTP_LAYOUTS
-from specdec.convert.htp_weights import W8
+from specdec.convert.htp.layouts import HTP_LAYOUTS
+from specdec.convert.htp.weights import W8
 from specdec.convert.matrix import DenseMatrix, Matrix
 from specdec.convert.source import open_source
 from specdec.errors import InvalidInputError, ModelFolderError

@@ -16,10 +16,10 @@ from onnx import TensorProto
 
 from specdec.convert.checkpoint import ModelConfig
 from specdec.convert.float_forward import LINEAR_INPUTS
-from specdec.convert.htp_linears import add_linear
-from specdec.convert.htp_nodes import QuantisedGraph
-from specdec.convert.htp_ranges import HALF
-from specdec.convert.htp_weights import QuantLinear
+from specdec.convert.htp.linears import add_linear
+from specdec.convert.htp.nodes import QuantisedGraph
+from specdec.convert.htp.ranges import HALF
+from specdec.convert.htp.weights import QuantLinear
 from specdec.convert.matrix import FloatArray
 from specdec.htp_plan import Encoding
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from specdec.convert.graph import Graph
-from specdec.convert.htp_ranges import encode16, quantise
+from specdec.convert.htp.ranges import encode16, quantise
 from specdec.convert.matrix import FloatArray
 from specdec.htp_plan import Encoding
 

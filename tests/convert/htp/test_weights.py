@@ -11,9 +11,9 @@ import pytest
 
 from specdec.convert.external_data import ExternalData
 from specdec.convert.graph import Graph
-from specdec.convert.htp_weights import F16, KINDS, LARGEST_BLOCK_SCALE, BlockLinear, Kind
+from specdec.convert.htp.weights import F16, KINDS, LARGEST_BLOCK_SCALE, BlockLinear, Kind
 from specdec.errors import InvalidInputError
-from tests.convert.htp_chain import open_on_cpu
+from tests.convert.htp.chain import open_on_cpu
 
 WEIGHTS = np.random.default_rng(0).standard_normal((128, 40)).astype(np.float32)
 LARGEST_ERRORS = {"w8": 0.007, "w4": 0.12, "w4-b64": 0.11, "w4-b32": 0.10, "w4-b16": 0.09}

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from specdec.convert.checkpoint import Checkpoint
 from specdec.convert.float_forward import LINEAR_INPUTS, FloatForward, LayerWeights, Observe
-from specdec.convert.htp_cache import CacheScales
-from specdec.convert.htp_encodings import layer_encodings
-from specdec.convert.htp_linears import CODES_PRODUCT, OFFSETS_PRODUCT, SUMS
-from specdec.convert.htp_ranges import Range, Ranges, encode_range, include, quantise
-from specdec.convert.htp_stats import LinearStats, StatsGatherer
-from specdec.convert.htp_weights import MinimaLinear
+from specdec.convert.htp.cache import CacheScales
+from specdec.convert.htp.encodings import layer_encodings
+from specdec.convert.htp.linears import CODES_PRODUCT, OFFSETS_PRODUCT, SUMS
+from specdec.convert.htp.ranges import Range, Ranges, encode_range, include, quantise
+from specdec.convert.htp.stats import LinearStats, StatsGatherer
+from specdec.convert.htp.weights import MinimaLinear
 from specdec.convert.matrix import FloatArray
 from specdec.htp_plan import Encoding
 

@@ -12,13 +12,13 @@ from specdec.convert.chat_templates import load_template
 from specdec.convert.checkpoint import ModelConfig, ModelSource
 from specdec.convert.cpu_graph import rotary_tables
 from specdec.convert.float_forward import LINEAR_INPUTS, LayerWeights, load_linear
-from specdec.convert.htp_calibration import Calibration
-from specdec.convert.htp_graph import HALF_ENCODINGS, HTP_GRAPH_VERSION, LayerTensors
-from specdec.convert.htp_layouts import DEFAULT_HTP_LAYOUT, HTP_LAYOUTS, HtpLayout
-from specdec.convert.htp_parts import DEFAULT_PART_BYTES, LayersPart, cut_layers, write_heads
-from specdec.convert.htp_ranges import HALF, ROTARY, Range, Ranges, encode_range, quantise
-from specdec.convert.htp_stats import Quantiser, round_linear
-from specdec.convert.htp_weights import MinimaLinear, QuantLinear
+from specdec.convert.htp.calibration import Calibration
+from specdec.convert.htp.graph import HALF_ENCODINGS, HTP_GRAPH_VERSION, LayerTensors
+from specdec.convert.htp.layouts import DEFAULT_HTP_LAYOUT, HTP_LAYOUTS, HtpLayout
+from specdec.convert.htp.parts import DEFAULT_PART_BYTES, LayersPart, cut_layers, write_heads
+from specdec.convert.htp.ranges import HALF, ROTARY, Range, Ranges, encode_range, quantise
+from specdec.convert.htp.stats import Quantiser, round_linear
+from specdec.convert.htp.weights import MinimaLinear, QuantLinear
 from specdec.convert.matrix import FloatArray
 from specdec.convert.source import open_source, write_around_graph, write_model_json
 from specdec.errors import CheckpointError, InvalidInputError

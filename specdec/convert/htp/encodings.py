@@ -7,9 +7,9 @@ from collections.abc import Collection
 import numpy as np
 
 from specdec.convert.float_forward import LINEAR_INPUTS
-from specdec.convert.htp_cache import CacheScales
-from specdec.convert.htp_linears import CODES_PRODUCT, OFFSETS_PRODUCT, SUMS
-from specdec.convert.htp_ranges import (
+from specdec.convert.htp.cache import CacheScales
+from specdec.convert.htp.linears import CODES_PRODUCT, OFFSETS_PRODUCT, SUMS
+from specdec.convert.htp.ranges import (
     MASK,
     ROTARY,
     UNIT,

@@ -16,17 +16,17 @@ from specdec.convert.float_forward import (
     LayerWeights,
     load_linear,
 )
-from specdec.convert.htp_folder import convert_htp
-from specdec.convert.htp_layouts import HTP_LAYOUTS
-from specdec.convert.htp_parts import DEFAULT_PART_BYTES, cut_layers
-from specdec.convert.htp_stats import LinearStats
-from specdec.convert.htp_weights import Kind, QuantLinear
+from specdec.convert.htp.folder import convert_htp
+from specdec.convert.htp.layouts import HTP_LAYOUTS
+from specdec.convert.htp.parts import DEFAULT_PART_BYTES, cut_layers
+from specdec.convert.htp.stats import LinearStats
+from specdec.convert.htp.weights import Kind, QuantLinear
 from specdec.convert.huggingface_checkpoint import HuggingfaceCheckpoint
 from specdec.convert.matrix import FloatArray
 from specdec.errors import CheckpointError, InvalidInputError, ModelFolderError
 from specdec.htp_plan import PLAN_FILE, HtpPlan
 from specdec.model_folder import ModelFolder
-from tests.convert.htp_chain import Chain, decode
+from tests.convert.htp.chain import Chain, decode
 from tests.convert.numpy_llama import NumpyLlama
 from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_huggingface import write_tiny_huggingface

@@ -11,12 +11,12 @@ import pytest
 
 from specdec.convert.float_forward import FloatForward, LayerWeights
 from specdec.convert.gguf_checkpoint import GgufCheckpoint
-from specdec.convert.htp_folder import convert_htp
-from specdec.convert.htp_layouts import HTP_LAYOUTS
-from specdec.convert.htp_weights import W8, Kind
+from specdec.convert.htp.folder import convert_htp
+from specdec.convert.htp.layouts import HTP_LAYOUTS
+from specdec.convert.htp.weights import W8, Kind
 from specdec.convert.matrix import FloatArray
 from specdec.htp_plan import PLAN_FILE, HtpPlan
-from tests.convert.htp_chain import Array, Chain, decode
+from tests.convert.htp.chain import Array, Chain, decode
 from tests.convert.numpy_llama import NumpyLlama
 from tests.tiny_gguf import DEFAULT_VOCAB, write_tiny_drafter, write_tiny_gguf
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from specdec.convert.graph import MICROSOFT
-from specdec.convert.htp_nodes import QuantisedGraph
-from specdec.convert.htp_weights import MinimaLinear, QuantLinear
+from specdec.convert.htp.nodes import QuantisedGraph
+from specdec.convert.htp.weights import MinimaLinear, QuantLinear
 from specdec.htp_plan import Encoding
 
 # Sites of linears with minima, after the name of the linear's output or input site.

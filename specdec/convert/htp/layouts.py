@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from specdec.convert.htp_weights import F16, W4, W4_MINIMA, W8, Kind
+from specdec.convert.htp.weights import F16, W4, W4_MINIMA, W8, Kind
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from specdec.convert.checkpoint import ModelConfig
 from specdec.convert.external_data import ExternalData
 from specdec.convert.float_forward import LINEAR_INPUTS
 from specdec.convert.graph import Graph
-from specdec.convert.htp_graph import HTP_OPSET, LayersWriter, LayerTensors, write_head
-from specdec.convert.htp_layouts import HtpLayout
-from specdec.convert.htp_nodes import QuantisedGraph
-from specdec.convert.htp_weights import QuantLinear
+from specdec.convert.htp.graph import HTP_OPSET, LayersWriter, LayerTensors, write_head
+from specdec.convert.htp.layouts import HtpLayout
+from specdec.convert.htp.nodes import QuantisedGraph
+from specdec.convert.htp.weights import QuantLinear
 from specdec.convert.matrix import FloatArray
 from specdec.htp_plan import Encoding, Part
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from specdec.convert.htp_weights import Kind, QuantLinear
+from specdec.convert.htp.weights import Kind, QuantLinear
 from specdec.convert.matrix import FloatArray
 
 

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("onnxruntime_qnn")
 
 from specdec import QnnOptions
-from specdec.convert.htp_folder import convert_htp
+from specdec.convert.htp.folder import convert_htp
 from specdec.qnn.sessions import open_session
-from tests.convert.htp_chain import Chain
+from tests.convert.htp.chain import Chain
 from tests.tiny_gguf import DEFAULT_VOCAB
 
 TOKENS = [1, *np.random.default_rng(5).integers(2, DEFAULT_VOCAB, 40).tolist()]

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.convert.htp_ranges import Range
-from specdec.convert.htp_weights import QuantLinear
+from specdec.convert.htp.ranges import Range
+from specdec.convert.htp.weights import QuantLinear
 from specdec.convert.matrix import FloatArray
 
 # Of the way from one size for all channels to each its own: further, and what the calibration did
