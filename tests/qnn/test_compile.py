@@ -26,25 +26,15 @@ from specdec import (
     ModelFolderError,
     QnnOptions,
     SamplingParams,
-    SpecdecError,
 )
 from specdec.model_folder import MANIFEST, ModelFolder, write_manifest
 from specdec.qnn import compiled, compiler, provider
 from specdec.qnn.compile import Report, compile_model
 from specdec.qnn.compiled import Compiled
 from specdec.qnn.soc import find_soc
+from tests.error_of import error_of
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-
-
-def error_of(kind: type[SpecdecError], action: Callable[[], object], *names: str) -> str:
-    with pytest.raises(kind) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for name in names:
-        assert name in message, message
-    return message
 
 
 def copied(folder: Path, destination: Path) -> Path:

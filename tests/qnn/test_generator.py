@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,13 @@ from specdec import (
     ModelRunError,
     QnnOptions,
     SamplingParams,
-    SpecdecError,
 )
 from specdec.qnn import past_memory, provider
+from tests.error_of import error_of
 from tests.qnn.conftest import FIRST, PAST, WIDTHS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 PROMPT = "fox"
-
-
-def error_of(kind: type[SpecdecError], action: Callable[[], object], *names: str) -> None:
-    with pytest.raises(kind) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for name in names:
-        assert name in message, message
 
 
 @pytest.fixture(scope="module")

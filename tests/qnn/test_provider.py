@@ -18,17 +18,10 @@ from specdec import BackendError, InvalidInputError, QnnOptions
 from specdec.qnn import provider
 from specdec.qnn.sessions import open_on_cpu, open_session, plain_line
 from specdec.qnn.soc import SIMULATOR, SOCS, find_soc
+from tests.error_of import error_of
 from tests.qnn.graphs import write_linear
 
-
-def error_of(action: Any, *names: str) -> str:
-    with pytest.raises((BackendError, InvalidInputError)) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for name in names:
-        assert name in message, message
-    return message
+REFUSED = (BackendError, InvalidInputError)
 
 
 def test_a_session_computes_what_the_graph_says(tmp_path: Path) -> None:
@@ -41,7 +34,7 @@ def test_a_session_computes_what_the_graph_says(tmp_path: Path) -> None:
 
 def test_an_operator_that_the_npu_lacks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     graph = write_linear(tmp_path / "odd.onnx", then="Hardmax")
-    error_of(lambda: open_session(graph, QnnOptions()), "odd.onnx", "'changed'", "Hardmax")
+    error_of(REFUSED, lambda: open_session(graph, QnnOptions()), "odd.onnx", "'changed'", "Hardmax")
     assert capfd.readouterr() == ("", "")
 
 
@@ -50,18 +43,24 @@ def test_a_provider_that_does_not_start(tmp_path: Path, capfd: pytest.CaptureFix
     library = tmp_path / "libQnnHtp.so"
     library.write_bytes(b"no library")
     wrong = QnnOptions(library=str(library))
-    error_of(lambda: open_session(graph, wrong), "does not start", str(library), "specdec doctor")
+    error_of(
+        REFUSED,
+        lambda: open_session(graph, wrong),
+        "does not start",
+        str(library),
+        "specdec doctor",
+    )
     chip = QnnOptions(soc_model=9999)
-    error_of(lambda: open_session(graph, chip), "does not start", "INVALID_CONFIG")
+    error_of(REFUSED, lambda: open_session(graph, chip), "does not start", "INVALID_CONFIG")
     shared = QnnOptions(shared_memory=True)
-    error_of(lambda: open_session(graph, shared), "shared_memory", "simulator")
+    error_of(REFUSED, lambda: open_session(graph, shared), "shared_memory", "simulator")
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_damaged_graph(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     graph = tmp_path / "damaged.onnx"
     graph.write_bytes(write_linear(tmp_path / "linear.onnx").read_bytes()[:-400])
-    error_of(lambda: open_session(graph, QnnOptions()), "damaged.onnx")
+    error_of(REFUSED, lambda: open_session(graph, QnnOptions()), "damaged.onnx")
     assert capfd.readouterr() == ("", "")
 
 
@@ -96,29 +95,29 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_no_package(fresh: pytest.MonkeyPatch) -> None:
     fresh.setitem(sys.modules, "onnxruntime_qnn", None)  # type: ignore[arg-type]
-    error_of(provider.start, "is broken", "specdec[qnn]")
+    error_of(REFUSED, provider.start, "is broken", "specdec[qnn]")
 
     def no_version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
     fresh.setattr(metadata, "version", no_version)
-    error_of(provider.start, "onnxruntime-qnn", "is not installed", "pip install")
+    error_of(REFUSED, provider.start, "onnxruntime-qnn", "is not installed", "pip install")
     assert provider.npu_present() is False
 
 
 def test_an_old_package(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(metadata, "version", lambda name: "1.24.4")
-    error_of(provider.start, "onnxruntime-qnn 1.24.4 is too old", "--upgrade")
+    error_of(REFUSED, provider.start, "onnxruntime-qnn 1.24.4 is too old", "--upgrade")
 
 
 def test_an_old_runtime(fresh: pytest.MonkeyPatch) -> None:
     fresh.delattr(onnxruntime, "register_execution_provider_library")
-    error_of(provider.start, onnxruntime.__version__, "--upgrade onnxruntime")
+    error_of(REFUSED, provider.start, onnxruntime.__version__, "--upgrade onnxruntime")
 
 
 def test_another_platform(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(sys, "platform", "darwin")
-    error_of(provider.start, "Windows, Linux", "backend='cpu'")
+    error_of(REFUSED, provider.start, "Windows, Linux", "backend='cpu'")
 
 
 def test_a_runtime_that_refuses_the_plugin(fresh: pytest.MonkeyPatch) -> None:
@@ -127,12 +126,12 @@ def test_a_runtime_that_refuses_the_plugin(fresh: pytest.MonkeyPatch) -> None:
 
     fresh.setattr(provider, "_all_devices", list)
     fresh.setattr(onnxruntime, "register_execution_provider_library", refuse)
-    error_of(provider.start, "this plugin needs another runtime", "--upgrade")
+    error_of(REFUSED, provider.start, "this plugin needs another runtime", "--upgrade")
 
 
 def test_no_npu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "_is_x86", lambda: False)
-    error_of(provider.devices, "no Qualcomm NPU", "backend='cpu'")
+    error_of(REFUSED, provider.devices, "no Qualcomm NPU", "backend='cpu'")
 
 
 # Options
@@ -148,7 +147,7 @@ def test_no_npu(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 def test_bad_options(name: str, value: Any) -> None:
-    error_of(lambda: QnnOptions(**{name: value}), name)
+    error_of(REFUSED, lambda: QnnOptions(**{name: value}), name)
 
 
 def test_provider_options() -> None:
@@ -174,7 +173,7 @@ def test_options_of_the_command_line() -> None:
     )
     assert QnnOptions.parse([]) == QnnOptions()
     for text in ("speed=1", "vtcm_mb", "vtcm_mb=much", "vtcm_mb=-1", "shared_memory=1", "=1"):
-        error_of(lambda text=text: QnnOptions.parse([text]), text.partition("=")[0])
+        error_of(REFUSED, lambda text=text: QnnOptions.parse([text]), text.partition("=")[0])
 
 
 def test_chips() -> None:
@@ -183,7 +182,7 @@ def test_chips() -> None:
     assert {"sm8650", "sm8750", "x-elite"} <= {*names}
     assert find_soc("SM8650").htp_arch == 75
     assert find_soc("SC8380XP").name == "x-elite"
-    error_of(lambda: find_soc("sm9999"), "'sm9999'", "sm8650", "x-elite", "simulator")
+    error_of(REFUSED, lambda: find_soc("sm9999"), "'sm9999'", "sm8650", "x-elite", "simulator")
 
 
 def test_a_line_of_the_log_without_its_decoration() -> None:
