@@ -6,6 +6,11 @@ int32 [], past + S; ``first_logit_row`` int64 [1]; ``past_key.{i}`` and ``past_v
 ``hidden`` float32 [1, S, hidden], what the head reads, of every row; and ``present_key.{i}``,
 ``present_value.{i}``, to be bound to the memory of the past: the new columns are written in place.
 
+A fused layout's graph takes, in place of the two lengths, ``rows`` int32 [4, S]: of each token the
+sequence, the sequence's committed length, the column that the token's K/V are written to, and the
+row before it on its path in this step (-1: the last committed column). Its caches hold any number
+of sequences. Its operators are in the core's library, ``specdec._core``.
+
 An attached drafter has one more input, ``features`` float32 [1, S, hidden]: for each token the
 ``hidden`` of the position before it, the target's or, of a token that the drafter proposed itself,
 the drafter's. Its ``past_key.{i}`` and ``past_value.{i}`` are the target's of layer
@@ -14,26 +19,20 @@ the drafter's. Its ``past_key.{i}`` and ``past_value.{i}`` are the target's of l
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 
-from specdec.convert.activation import Activation
 from specdec.convert.checkpoint import Checkpoint
+from specdec.convert.decoder_graph import DecoderGraph, Progress
 from specdec.convert.external_data import ExternalData
-from specdec.convert.graph import MICROSOFT, Graph
+from specdec.convert.fused_graph import FusedGraph
+from specdec.convert.graph import Graph
 from specdec.convert.layouts import Layout
-from specdec.convert.matrix import FloatArray, Matrix, stack_rows
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-HIDDEN = "hidden"
-GRAPH_VERSION = 2  # raise it with every change of what is written: pulled models are then rebuilt
-
-Progress = Callable[[float], None]
+GRAPH_VERSION = 3  # raise it with every change of what is written: pulled models are then rebuilt
 
 
 def write_cpu_graph(
@@ -47,194 +46,6 @@ def write_cpu_graph(
     """Writes ``model.onnx`` and ``model.onnx.data``, one tensor of the checkpoint at a time."""
     with ExternalData(folder / DATA_FILE) as data:
         graph = Graph(name, data)
-        _Writer(checkpoint, layout, graph).write(progress)
+        kind = FusedGraph if layout.fused else DecoderGraph
+        kind(checkpoint, layout, graph).write(progress)
         onnx.save(graph.model(), folder / GRAPH_FILE)
-
-
-class _Writer:
-    def __init__(self, checkpoint: Checkpoint, layout: Layout, graph: Graph) -> None:
-        self.checkpoint = checkpoint
-        self.config = checkpoint.config
-        self.layout = layout
-        self.graph = graph
-        self._normalised_features = ""
-
-    def write(self, progress: Progress) -> None:
-        layers = self.config.layers
-        self._declare_inputs()
-        matrix = self.checkpoint.matrix("embedding")
-        residual, update = self.layout.embedding(self.graph, "embedding", matrix), ""
-        for layer in range(layers):
-            progress((layer + 1) / (layers + 2))
-            if layer in self.config.bridges:
-                residual, update = self._bridge(layer, residual, update)
-            residual, update = self._layer(layer, residual, update)
-        progress((layers + 1) / (layers + 2))
-        self._head(residual, update)
-        progress(1.0)
-
-    def _declare_inputs(self) -> None:
-        graph, config = self.graph, self.config
-        graph.input("tokens", np.int64, [1, "S"])
-        graph.input("seqlens_k", np.int32, [1])
-        graph.input("total_length", np.int32, [])
-        graph.input("first_logit_row", np.int64, [1])
-        head_size = (
-            config.vocab if self.checkpoint.head_ids is None else len(self.checkpoint.head_ids)
-        )
-        graph.output("logits", np.float32, [1, "rows", head_size])
-        graph.output(HIDDEN, np.float32, [1, "S", config.hidden])
-        if config.target_layers is not None:
-            graph.input("features", np.float32, [1, "S", config.hidden])
-        cache: list[int | str] = [1, config.kv_heads, "capacity", config.head_dim]
-        for layer in range(config.layers):
-            for part in ("key", "value"):
-                graph.input(f"past_{part}.{layer}", np.float32, cache)
-                graph.output(f"present_{part}.{layer}", np.float32, cache)
-        cosine, sine = rotary_tables(self.checkpoint)
-        graph.initializer("rotary.cosine", cosine)
-        graph.initializer("rotary.sine", sine)
-
-    def _layer(self, layer: int, residual: str, update: str) -> tuple[str, str]:
-        """Adds one layer; returns the residual stream and what is yet to be added to it."""
-        residual, x = self._gained_norm(f"layers.{layer}.attention_norm", residual, update)
-        update = self._attention(layer, x)
-        residual, x = self._gained_norm(f"layers.{layer}.ffn_norm", residual, update)
-        return residual, self._feed_forward(layer, x)
-
-    def _bridge(self, layer: int, residual: str, update: str) -> tuple[str, str]:
-        """Leads the residual stream across the target's layers before ``target_layers[layer]``.
-
-        What it has become there is guessed, with H = hidden, from itself and the features f, as
-        ``scale * x + bias + W [norm(x); norm(f)]``: scale and bias [H], W [H, 2 H].
-        """
-        graph, prefix, hidden = self.graph, f"layers.{layer}", self.config.hidden
-        ones = np.ones(hidden, np.float32)
-        residual, x = self._norm(f"{prefix}.bridge_norm", residual, update, ones)
-        read = graph.node("Concat", [x.name, self._features()], f"{prefix}.bridge_input", axis=-1)
-        # Like the attention's output, this is added to the residual stream.
-        update = self.layout.attention_output(
-            graph,
-            f"{prefix}.bridge",
-            Activation(read, 2 * hidden, x.bound),
-            self._stacked(prefix, "bridge"),
-        )
-        scale, bias = (
-            graph.initializer(name, self.checkpoint.vector(name))
-            for name in (f"{prefix}.bridge_scale", f"{prefix}.bridge_bias")
-        )
-        scaled = graph.node("Mul", [residual, scale], f"{prefix}.bridge_scaled")
-        return graph.node("Add", [scaled, bias], f"{prefix}.bridge_residual"), update
-
-    def _features(self) -> str:
-        """The normalised features, which all bridges read."""
-        if not self._normalised_features:
-            ones = np.ones(self.config.hidden, np.float32)
-            _, x = self._norm("features_norm", "features", "", ones)
-            self._normalised_features = x.name
-        return self._normalised_features
-
-    def _attention(self, layer: int, x: Activation) -> str:
-        graph, config, prefix = self.graph, self.config, f"layers.{layer}"
-        qkv = self.layout.qkv(
-            graph, f"{prefix}.qkv", x, self._stacked(prefix, "query", "key", "value")
-        )
-        mixed = f"{prefix}.attention"
-        graph.nodes(
-            "GroupQueryAttention",
-            [
-                *(qkv, "", ""),
-                *(f"past_key.{layer}", f"past_value.{layer}", "seqlens_k", "total_length"),
-                *("rotary.cosine", "rotary.sine"),
-            ],
-            [mixed, f"present_key.{layer}", f"present_value.{layer}"],
-            domain=MICROSOFT,
-            num_heads=config.heads,
-            kv_num_heads=config.kv_heads,
-            do_rotary=1,
-            rotary_interleaved=0,
-        )
-        x = Activation(mixed, config.heads * config.head_dim)
-        name = f"{prefix}.attention_output"
-        return self.layout.attention_output(
-            graph, name, x, self._stacked(prefix, "attention_output")
-        )
-
-    def _feed_forward(self, layer: int, x: Activation) -> str:
-        graph, prefix = self.graph, f"layers.{layer}"
-        both = self.layout.gate_up(
-            graph, f"{prefix}.gate_up", x, self._stacked(prefix, "gate", "up")
-        )
-        gate, up = f"{prefix}.gate", f"{prefix}.up"
-        graph.nodes("Split", [both], [gate, up], axis=-1, num_outputs=2)
-        silu = graph.node("QuickGelu", [gate], f"{prefix}.silu", domain=MICROSOFT, alpha=1.0)
-        x = Activation(graph.node("Mul", [silu, up], f"{prefix}.gated"), self.config.ffn)
-        return self.layout.down(graph, f"{prefix}.down", x, self._stacked(prefix, "down"))
-
-    def _stacked(self, prefix: str, *roles: str) -> Matrix:
-        """The linears that read the same input as one."""
-        return stack_rows([self.checkpoint.matrix(f"{prefix}.{role}") for role in roles])
-
-    def _gained_norm(self, name: str, residual: str, update: str) -> tuple[str, Activation]:
-        return self._norm(name, residual, update, self.checkpoint.vector(name))
-
-    def _norm(
-        self, name: str, residual: str, update: str, gain: FloatArray
-    ) -> tuple[str, Activation]:
-        """Adds ``update`` (if any) to the residual stream; returns it and its normalised form."""
-        graph, hidden = self.graph, self.config.hidden
-        weights = graph.initializer(f"{name}.gain", gain)
-        if update:
-            total = f"{name}.residual"
-            graph.nodes(
-                "SkipSimplifiedLayerNormalization",
-                [residual, update, weights],
-                [name, "", "", total],
-                domain=MICROSOFT,
-                epsilon=self.config.norm_eps,
-            )
-        else:
-            total = residual
-            graph.node(
-                "SimplifiedLayerNormalization",
-                [residual, weights],
-                name,
-                axis=-1,
-                epsilon=self.config.norm_eps,
-                stash_type=1,
-            )
-        return total, Activation(name, hidden, bound=_norm_bound(gain))
-
-    def _head(self, residual: str, update: str) -> None:
-        graph = self.graph
-        _, x = self._norm(HIDDEN, residual, update, self.checkpoint.vector("final_norm"))
-        rows = graph.node(
-            "Slice",
-            [
-                x.name,
-                "first_logit_row",
-                graph.constant([np.iinfo(np.int64).max], np.int64),
-                graph.constant([1], np.int64),
-            ],
-            "final_rows",
-        )
-        x = Activation(rows, x.size, x.bound)
-        self.layout.head(graph, "logits", x, self.checkpoint.matrix("head"))
-
-
-def _norm_bound(gain: FloatArray) -> float:
-    """No element of a root-mean-square norm of n values exceeds sqrt(n) times its gain."""
-    return math.sqrt(gain.size) * float(np.abs(gain).max())
-
-
-def rotary_tables(
-    checkpoint: Checkpoint, positions: int | None = None
-) -> tuple[FloatArray, FloatArray]:
-    """Cosines and sines [positions (None: context), head_dim / 2] of each position's rotation."""
-    config = checkpoint.config
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** -(np.arange(half) / half)
-    if checkpoint.rope_factors is not None:
-        frequencies = frequencies / checkpoint.rope_factors
-    angles = np.outer(np.arange(positions or config.context), frequencies)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

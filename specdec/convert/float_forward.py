@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from specdec.convert.checkpoint import Checkpoint
-from specdec.convert.cpu_graph import rotary_tables
 from specdec.convert.matrix import FloatArray
+from specdec.convert.rotary import rotary_tables
 from specdec.errors import InvalidInputError
 
 # The linears of a layer, and the site that each reads.

@@ -51,6 +51,7 @@ class Graph:
         operator: str,
         inputs: list[str],
         output: str,
+        /,
         *,
         domain: str = "",
         **attributes: Any,
@@ -64,15 +65,17 @@ class Graph:
         operator: str,
         inputs: list[str],
         outputs: list[str],
+        /,
         *,
         domain: str = "",
         **attributes: Any,
     ) -> None:
         """Adds a node with several outputs; unused ones are empty names."""
         name = next(output for output in outputs if output)
-        self._nodes.append(
-            helper.make_node(operator, inputs, outputs, name=name, domain=domain, **attributes)
-        )
+        node = helper.make_node(operator, inputs, outputs, name=name, domain=domain)
+        # Not as arguments of make_node, whose own names an attribute may have.
+        node.attribute.extend(helper.make_attribute(*each) for each in sorted(attributes.items()))
+        self._nodes.append(node)
 
     def model(self) -> onnx.ModelProto:
         graph = helper.make_graph(
@@ -82,7 +85,9 @@ class Graph:
             self._outputs,
             initializer=list(self._initializers.values()),
         )
-        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
+        domains = sorted({MICROSOFT} | {node.domain for node in self._nodes} - {""})
+        opsets = [helper.make_opsetid("", self._opset)]
+        opsets += [helper.make_opsetid(domain, 1) for domain in domains]
         return helper.make_model(
             graph,
             opset_imports=opsets,

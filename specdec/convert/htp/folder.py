@@ -10,7 +10,6 @@ import numpy as np
 
 from specdec.convert.chat_templates import load_template
 from specdec.convert.checkpoint import ModelConfig, ModelSource
-from specdec.convert.cpu_graph import rotary_tables
 from specdec.convert.float_forward import LINEAR_INPUTS, LayerWeights, load_linear
 from specdec.convert.htp.calibration import Calibration
 from specdec.convert.htp.graph import HALF_ENCODINGS, HTP_GRAPH_VERSION, LayerTensors
@@ -20,6 +19,7 @@ from specdec.convert.htp.ranges import HALF, ROTARY, Range, Ranges, encode_range
 from specdec.convert.htp.stats import Quantiser, round_linear
 from specdec.convert.htp.weights import MinimaLinear, QuantLinear
 from specdec.convert.matrix import FloatArray
+from specdec.convert.rotary import rotary_tables
 from specdec.convert.source import open_source, write_around_graph, write_model_json
 from specdec.errors import CheckpointError, InvalidInputError
 from specdec.htp_plan import PLAN_FILE, Encoding, HtpPlan, Part

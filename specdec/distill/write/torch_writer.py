@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specdec.convert.checkpoint import ModelSource
-from specdec.convert.cpu_graph import rotary_tables
+from specdec.convert.rotary import rotary_tables
 from specdec.distill.write.engine import CANDIDATES, Candidates
 from specdec.distill.write.options import WriteOptions
 from specdec.errors import InvalidInputError

@@ -1,0 +1,29 @@
+"""Linears of the domain ``specdec``: operators of the core on packed matrices (``blocks``).
+
+The activations of each row are rounded to 8 bits per block of 32, and a row is computed by itself,
+so its bits do not depend on how many rows there are.
+"""
+
+from __future__ import annotations
+
+from specdec.convert.activation import Activation
+from specdec.convert.blocks import PackedMatrix, pack_rows
+from specdec.convert.graph import Graph
+from specdec.convert.matrix import Matrix
+
+DOMAIN = "specdec"
+
+
+def packed_linear(graph: Graph, name: str, x: Activation, matrix: Matrix) -> str:
+    """4- or 8-bit blocks: holds Q4_1, Q4_0 and Q8_0 exactly."""
+    packed = pack_rows([matrix])
+    inputs = [x.name, *weights(graph, name, packed)]
+    return graph.node(
+        "Linear", inputs, name, domain=DOMAIN, bits=packed.bits, outputs=packed.outputs
+    )
+
+
+def weights(graph: Graph, name: str, packed: PackedMatrix) -> list[str]:
+    """The inputs of an operator that hold ``packed``."""
+    codes = graph.initializer(f"{name}.codes", packed.codes)
+    return [codes, graph.initializer(f"{name}.scales", packed.scales)]
