@@ -5,50 +5,71 @@
 
 namespace specdec {
 
-// What becomes of the candidates of one drafter step.
-struct Branch {
-  std::int32_t nodes;  // how many of them the target checks, in order; the first is the chain's
-  bool go_on;          // whether to draft on behind the first; false where nodes is 0
+// The most that a round may draft.
+struct DraftLimits {
+  std::int32_t depth;  // drafts that follow each other
+  std::int32_t nodes;  // drafts in all, at least `depth`
+  std::int32_t width;  // candidates for one position
 };
 
-// Decides the shape of a round's proposal while it is drafted: after each step of the drafter,
-// how many candidates of that depth become nodes, and whether one more step is worth its time.
+// What a round is to be, as far as that is known before it.
+struct DraftPlan {
+  std::int32_t depth;  // drafts that may follow each other at most; 0: nothing is drafted
+  std::int32_t width;  // candidates that any position may have at most
+  bool probabilities;  // whether branch() reads them: to find them costs a pass over the logits
+};
+
+// What becomes of one position: `nodes` of its candidates are checked by the target, and the round
+// goes on behind the first of them, or not. Its others are leaves.
+struct Branch {
+  std::int32_t nodes;
+  bool go_on;
+};
+
+// Decides how long, and how wide, drafting is worth it: asked before a round and after each of the
+// drafter's steps.
+//
+// A plan may depend on the rounds before alone. What branch() makes of the probabilities is as free:
+// it is never told which tokens a rule that samples has drawn, since accepted tokens would not
+// follow the target's distribution if whether a draft is checked depended on what it is.
 class DraftPolicy {
  public:
   virtual ~DraftPolicy() = default;
 
-  // The candidates of a position that could become nodes: more are not looked at. At least 1.
-  virtual std::int32_t width() const = 0;
+  virtual DraftPlan begin(const DraftLimits& limits) = 0;
 
-  // Whether branch() reads probabilities; where not, it may be given null and they need not be
-  // computed.
-  virtual bool reads_probabilities() const = 0;
-
-  // Called once for each step of the drafter, in order, for depth 0, 1, ... until go_on is false.
-  // probabilities[n], n >= 1, null where unknown:
-  // - temperature 0 and `coupled`, where the target's choice does not depend on the drafts: the
-  //   drafter's probabilities of its candidates, the chain's first;
-  // - `token` and `block`: the n greatest of its distribution, whichever were drawn. A drawn
-  //   token that could be left out because of what it is would bend the distribution of the text;
-  //   nodes is then at least 1.
-  // What the numbers are does not have to be exact: they are calibrated by what is accepted.
+  // After the step that gave the candidates of position `depth`, counted from 0. probabilities[n]
+  // are the drafter's: for the rules greedy and coupled of the candidates, in their order; for
+  // token and block the n greatest. Null where the plan asks for none, or the drafter has none.
+  // 1 <= n <= the plan's width, and less only where the drafter has no more candidates. Of `nodes`,
+  // what exceeds n or the limits is not taken, and 0 ends the round as well.
   virtual Branch branch(std::int32_t depth, const float* probabilities, std::int32_t n) = 0;
 };
 
-// A draft length and a number of candidates per position that the user set.
-class FixedPolicy final : public DraftPolicy {
+// A draft length and width that are set: every position gets its width, as long as there are nodes
+// left for all positions behind it.
+class FixedDraft final : public DraftPolicy {
  public:
-  FixedPolicy(std::int32_t length, std::int32_t width) : length_(length), width_(width) {}
+  FixedDraft(std::int32_t depth, std::int32_t width) : depth_(depth), width_(width) {}
 
-  std::int32_t width() const override { return width_; }
-  bool reads_probabilities() const override { return false; }
+  DraftPlan begin(const DraftLimits& limits) override {
+    plan_ = {std::min(depth_, limits.depth), std::min(width_, limits.width), false};
+    nodes_left_ = limits.nodes;
+    return plan_;
+  }
+
   Branch branch(std::int32_t depth, const float*, std::int32_t n) override {
-    return {std::min(width_, n), depth + 1 < length_};
+    const std::int32_t behind = plan_.depth - depth - 1;
+    const std::int32_t nodes = std::min({n, plan_.width, nodes_left_ - behind});
+    nodes_left_ -= nodes;
+    return {nodes, behind > 0};
   }
 
  private:
-  std::int32_t length_;
+  std::int32_t depth_;
   std::int32_t width_;
+  DraftPlan plan_{};
+  std::int32_t nodes_left_ = 0;
 };
 
 }  // namespace specdec

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace specdec {
+
+// How likely the target is to choose a candidate, from what it chose so far: by the drafter's own
+// probability of the candidate (in bins, each a mean that forgets) and by depth. A drafter that is
+// too sure of itself, or not sure enough, is corrected as a whole first and bin by bin then.
+//
+// A confidence is the drafter's probability of a candidate, kUnsure where it is not known.
+class AcceptanceModel {
+ public:
+  static constexpr float kUnsure = -1;
+
+  explicit AcceptanceModel(std::int32_t max_depth);
+
+  // Of the chain's candidate at this depth, given that those before it are accepted.
+  double chain(std::int32_t depth, float confidence) const;
+  // Of another candidate of a position: that the target chooses just this one.
+  double sibling(float confidence) const;
+  // Of the chain's candidate at this depth before it is known, behind one of that confidence.
+  double next(std::int32_t depth, float before) const;
+
+  void add_chain(std::int32_t depth, float confidence, bool accepted);
+  void add_sibling(float confidence, bool chosen);
+  void add_next(std::int32_t depth, float before, bool accepted);
+
+  // What was seen so far counts for no more than `observations` from here on.
+  void fade(double observations);
+
+ private:
+  static constexpr std::int32_t kBins = 10;
+
+  // Decaying sums of what happened and of what was to be expected.
+  struct Count {
+    double happened = 0;
+    double expected = 0;  // or the number of observations
+    void add(double what, double instead_of);
+    void fade(double most);
+    // happened over expected, with `weight` of both at `prior` added.
+    double ratio(double prior, double weight) const;
+  };
+
+  static std::int32_t bin(float confidence);  // kBins: unsure
+  double prior(float confidence) const;
+  void refresh();
+
+  Count drafter_;                            // accepted, over the drafter's own confidence
+  std::array<Count, kBins + 1> chain_;       // [bin]
+  std::vector<Count> depth_;                 // [depth]: accepted, over what chain_ expected
+  Count other_;                              // as drafter_, of siblings
+  std::array<Count, kBins + 1> sibling_;     // [bin]
+  std::vector<Count> next_;                  // [depth]
+  std::vector<double> mean_next_;            // [depth], what is made of next_
+  std::array<Count, kBins + 1> next_after_;  // [bin of the draft before], over mean_next_
+};
+
+}  // namespace specdec

@@ -1,0 +1,229 @@
+#include "auto_policy.h"
+
+#include <algorithm>
+
+namespace specdec {
+namespace {
+
+constexpr double kRateKeep = 0.97;     // the rate remembers some 33 rounds
+constexpr double kRateWeight = 8;      // rounds that the model's own idea of the rate counts for
+constexpr double kStreamWeight = 16;   // observations of other prompts count for no more
+constexpr double kPlainWeight = 6;     // and those from before a pause of drafting
+
+constexpr double kFirstPurse = 4;      // tokens
+constexpr double kMostPurse = 10;
+constexpr double kRefill = 0.008;      // tokens for each plain step's time
+constexpr double kFirstProbes = 1;
+constexpr double kMostProbes = 1.5;
+constexpr double kStreamProbes = 0.5;  // what a new prompt is worth a look
+constexpr double kSiblingRate = 0.05;
+constexpr std::int32_t kFewRuns = 2;   // of a width, after which its cost counts as known
+
+constexpr std::int32_t kFirstRounds = 3;   // whose drafts are short: their cost is not known
+constexpr std::int32_t kFirstLength = 2;
+constexpr double kPlainEvery = 48;     // rounds without a plain one after which its cost is stale
+constexpr double kPlainGain = 400;     // and rounds more for each token that drafting gains
+
+}  // namespace
+
+AutoPolicy::AutoPolicy(std::int32_t longest, std::int32_t rows)
+    : costs_(rows),
+      acceptance_(std::max(longest, 1)),
+      purse_(kFirstPurse),
+      probe_purse_(kFirstProbes) {}
+
+void AutoPolicy::start_stream() {
+  first_ = true;
+  costs_.pause();
+  acceptance_.fade(kStreamWeight);
+  probe_purse_ = std::min(probe_purse_ + kStreamProbes, kMostProbes);
+}
+
+// The best rate of chains of a fixed length by what is expected of them, and what was reached of
+// late, in tokens per second.
+double AutoPolicy::rate() const {
+  const double plain = costs_.target(1);
+  double best = 1;
+  double tokens = 1;
+  double reached = 1;
+  for (std::int32_t k = 1; k <= limits_.depth; ++k) {
+    reached *= acceptance_.next(k - 1, AcceptanceModel::kUnsure);
+    tokens += reached;
+    const double seconds = costs_.target(1 + k) + k * costs_.draft();
+    best = std::max(best, tokens * plain / seconds);
+  }
+  const double blend = (tokens_ + best * kRateWeight) / (steps_ + kRateWeight);
+  return std::max(blend, 1.0) / plain;
+}
+
+double AutoPolicy::rows_cost(std::int32_t rows, std::int32_t more) const {
+  return rate_ * (costs_.target(rows + more) - costs_.target(rows));
+}
+
+// The best that more drafts, from this depth on, can add to a round of so many rows.
+AutoPolicy::Outlook AutoPolicy::outlook(std::int32_t depth, double reached, float before,
+                                        std::int32_t rows) const {
+  Outlook best;
+  double gain = 0;
+  double cost = 0;
+  for (std::int32_t i = depth; i < plan_.depth; ++i) {
+    const std::int32_t first = rows;
+    ++rows;
+    double added = -rate_ * costs_.draft();
+    if (fixed_width_ == kAuto) {
+      for (std::int32_t j = 1; j < plan_.width && rows <= limits_.nodes; ++j, ++rows) {
+        const double worth = reached * mean_sibling_[j] - rows_cost(rows, 1);
+        if (worth <= 0) break;
+        added += reached * mean_sibling_[j];
+      }
+    } else {
+      rows += plan_.width - 1;
+    }
+    if (rows - 1 > limits_.nodes) break;
+    reached *= acceptance_.next(i, i == depth ? before : AcceptanceModel::kUnsure);
+    gain += reached + added;
+    cost += rows_cost(first, rows - first);
+    if (i == depth || gain - cost > best.gain) best = {gain - cost, i + 1 - depth};
+  }
+  return best;
+}
+
+bool AutoPolicy::probes(double gain) {
+  if (probe_purse_ < -gain) return false;
+  probing_ = true;
+  return true;
+}
+
+DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
+  limits_ = limits;
+  positions_.clear();
+  rows_ = 1;
+  reached_ = 1;
+  probing_ = false;
+  rate_ = rate();
+  const std::int32_t width = fixed_width_ == kAuto ? kWidest : fixed_width_;
+  plan_.width = std::clamp(width, 1, std::max(limits.width, 1));
+  plan_.probabilities = fixed_length_ == kAuto || fixed_width_ == kAuto;
+  plan_.depth = choose_depth();
+  return plan_;
+}
+
+std::int32_t AutoPolicy::choose_depth() {
+  const std::int32_t most = limits_.depth;
+  if (most < 1) return 0;
+  if (fixed_length_ != kAuto) return std::min(fixed_length_, most);
+  ++since_plain_;
+  if (costs_.runs(1) == 0) {
+    // What a plain step costs is one half of every comparison; what a draft does is the other.
+    return since_plain_ > kFirstRounds ? 0 : std::min(kFirstLength, most);
+  }
+  plan_.depth = most;
+  const double gain = outlook(0, 1, AcceptanceModel::kUnsure, 1).gain;
+  if (purse_ <= 0) return 0;
+  if (gain <= 0) return probes(gain) ? 1 : 0;
+  return since_plain_ > kPlainEvery + kPlainGain * gain ? 0 : most;
+}
+
+Branch AutoPolicy::branch(std::int32_t depth, const float* probabilities, std::int32_t n) {
+  Position position{};
+  position.candidates = std::clamp(n, 1, std::min(plan_.width, kWidest));
+  for (std::int32_t i = 0; i < position.candidates; ++i) {
+    position.confidences[i] =
+        probabilities == nullptr ? AcceptanceModel::kUnsure : probabilities[i];
+    double& mean = mean_sibling_[i];
+    if (i > 0) mean += kSiblingRate * (acceptance_.sibling(position.confidences[i]) - mean);
+  }
+  const float confidence = position.confidences[0];
+  const double before = reached_;
+  reached_ *= acceptance_.chain(depth, confidence);
+
+  const std::int32_t room = limits_.nodes - (rows_ - 1);
+  Branch result{1, depth + 1 < plan_.depth && room > 1};
+  std::int32_t behind = 0;  // drafts of the chain that are expected to follow
+  if (fixed_length_ == kAuto) {
+    const Outlook next =
+        result.go_on ? outlook(depth + 1, reached_, confidence, rows_ + 1) : Outlook{};
+    if (!probing_ && reached_ - rows_cost(rows_, 1) + std::max(next.gain, 0.0) <= 0) {
+      result = {0, false};
+    } else if (result.go_on && next.gain <= 0) {
+      // Shapes that were never measured are tried now and then.
+      result.go_on = !probing_ && costs_.runs(rows_ + 2) < kFewRuns && costs_.runs(1) > 0 &&
+                     probes(next.gain);
+      if (result.go_on) probe_purse_ += next.gain;
+    }
+    behind = result.go_on ? next.drafts : 0;
+  } else {
+    behind = plan_.depth - depth - 1;
+  }
+  if (result.nodes > 0) {
+    const std::int32_t most = std::clamp(room - behind, 1, position.candidates);
+    result.nodes = fixed_width_ == kAuto
+                       ? std::min(1 + siblings(position, before, behind), most)
+                       : most;
+  }
+  position.nodes = result.nodes;
+  rows_ += result.nodes;
+  positions_.push_back(position);
+  return result;
+}
+
+// How many candidates beside the chain's are worth a row each.
+std::int32_t AutoPolicy::siblings(const Position& position, double before,
+                                  std::int32_t behind) const {
+  std::int32_t count = 0;
+  std::int32_t rows = rows_ + 1 + behind;
+  while (count + 1 < position.candidates && rows <= limits_.nodes) {
+    const double chance = acceptance_.sibling(position.confidences[count + 1]);
+    if (before * chance <= rows_cost(rows, 1)) break;
+    ++count;
+    ++rows;
+  }
+  return count;
+}
+
+void AutoPolicy::observe(const RoundOutcome& outcome) {
+  const auto steps = static_cast<std::int32_t>(positions_.size());
+  if (!first_) {
+    costs_.add_target(outcome.rows, outcome.target_seconds);
+    if (steps > 0) costs_.add_draft(outcome.draft_seconds / steps);
+  }
+  first_ = false;
+  learn(outcome);
+  const bool sibling = outcome.accepted < outcome.drafted && outcome.chosen > 0 &&
+                       outcome.chosen < positions_[outcome.accepted].nodes;
+  const double tokens = 1 + outcome.accepted + (sibling ? 1 : 0);
+  const double seconds = costs_.target(outcome.rows) + steps * costs_.draft();
+  account(tokens, seconds / costs_.target(1));
+  if (outcome.rows == 1) since_plain_ = 0;
+}
+
+void AutoPolicy::learn(const RoundOutcome& outcome) {
+  const auto steps = static_cast<std::int32_t>(positions_.size());
+  float before = AcceptanceModel::kUnsure;
+  for (std::int32_t i = 0; i < std::min(outcome.accepted + 1, steps); ++i) {
+    const Position& position = positions_[i];
+    const float confidence = position.confidences[0];
+    const bool accepted = i < outcome.accepted;
+    acceptance_.add_next(i, before, accepted);
+    const std::int32_t compared = outcome.all_compared ? position.candidates : position.nodes;
+    if (compared > 0) acceptance_.add_chain(i, confidence, accepted || outcome.chosen == 0);
+    for (std::int32_t j = 1; j < compared; ++j) {
+      acceptance_.add_sibling(position.confidences[j], !accepted && outcome.chosen == j);
+    }
+    before = confidence;
+  }
+}
+
+void AutoPolicy::account(double tokens, double plain_steps) {
+  tokens_ = tokens_ * kRateKeep + tokens;
+  steps_ = steps_ * kRateKeep + plain_steps;
+  const double refill = kRefill * plain_steps;
+  if (purse_ < kFirstPurse) purse_ += refill;
+  if (probe_purse_ < kMostProbes) probe_purse_ += refill;
+  if (fixed_length_ != kAuto || positions_.empty()) return;
+  const double gain = tokens - plain_steps;
+  purse_ = std::min(purse_ + gain, kMostPurse);
+  if (probing_ && plan_.depth == 1) probe_purse_ = std::min(probe_purse_ + gain, kMostProbes);
+}
+
+}  // namespace specdec

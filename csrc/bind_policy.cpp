@@ -1,0 +1,60 @@
+#include "bind_policy.h"
+
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "auto_policy.h"
+
+namespace py = pybind11;
+
+namespace specdec {
+namespace {
+
+py::tuple branch(AutoPolicy& self, std::int32_t depth, const std::vector<float>& probabilities,
+                 std::int32_t n) {
+  const bool known = !probabilities.empty();
+  const auto count = known ? static_cast<std::int32_t>(probabilities.size()) : n;
+  const Branch result = self.branch(depth, known ? probabilities.data() : nullptr, count);
+  return py::make_tuple(result.nodes, result.go_on);
+}
+
+}  // namespace
+
+void bind_policy(py::module_& m) {
+  py::class_<StepCosts>(m, "StepCosts")
+      .def(py::init<std::int32_t>(), py::arg("max_rows"))
+      .def("add_target", &StepCosts::add_target, py::arg("rows"), py::arg("seconds"))
+      .def("add_draft", &StepCosts::add_draft, py::arg("seconds"))
+      .def("pause", &StepCosts::pause)
+      .def("target", &StepCosts::target, py::arg("rows"))
+      .def_property_readonly("draft", &StepCosts::draft);
+
+  py::class_<AutoPolicy>(m, "AutoPolicy")
+      .def(py::init<std::int32_t, std::int32_t>(), py::arg("longest"), py::arg("rows"))
+      .def("start_stream", &AutoPolicy::start_stream)
+      .def("fix", &AutoPolicy::fix, py::arg("length"), py::arg("width"))
+      .def(
+          "begin",
+          [](AutoPolicy& self, std::int32_t depth, std::int32_t nodes, std::int32_t width) {
+            const DraftPlan plan = self.begin({depth, nodes, width});
+            return py::make_tuple(plan.depth, plan.width, plan.probabilities);
+          },
+          py::arg("depth"), py::arg("nodes"), py::arg("width"))
+      .def("branch", &branch, py::arg("depth"), py::arg("probabilities"), py::arg("n") = 1)
+      .def(
+          "observe",
+          [](AutoPolicy& self, std::int32_t drafted, std::int32_t rows, std::int32_t accepted,
+             std::int32_t chosen, bool all_compared, double draft_seconds,
+             double target_seconds) {
+            self.observe({drafted, rows, accepted, chosen, all_compared, draft_seconds,
+                          target_seconds});
+          },
+          py::kw_only(), py::arg("drafted"), py::arg("rows"), py::arg("accepted"),
+          py::arg("chosen"), py::arg("all_compared"), py::arg("draft_seconds"),
+          py::arg("target_seconds"))
+      .def_property_readonly("expected_rate", &AutoPolicy::expected_rate)
+      .def_property_readonly("plain_rate", &AutoPolicy::plain_rate);
+}
+
+}  // namespace specdec

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace specdec {
+
+// What steps cost: seconds of a target step by its rows and of one drafter step, from noisy
+// measurements.
+//
+// log seconds = log scale + log shape[of what was run] + noise. The scale follows the machine as a
+// whole (its clock, other programs, a growing context); the shape, which is all that a choice
+// depends on, hardly moves. Both are means with a variance, updated as by a Kalman filter whose
+// covariance is kept diagonal; the noise is estimated too, and a measurement far outside it counts
+// for little. So what was measured in a slow second is not held against what was run in it.
+class StepCosts {
+ public:
+  explicit StepCosts(std::int32_t max_rows);
+
+  void add_target(std::int32_t rows, double seconds);
+  void add_draft(double seconds);  // of one step
+  void pause();                    // time passed: the machine may be faster or slower now
+
+  // Seconds, non-decreasing in rows, 1 <= rows <= max_rows. Between widths that were run on
+  // straight lines through them, beyond them on the line fitted to all.
+  double target(std::int32_t rows) const { return scale() * curve_[rows]; }
+  double draft() const;
+
+  // How often the target ran this many rows.
+  std::int32_t runs(std::int32_t rows) const { return runs_[rows]; }
+  bool known() const { return started_; }
+
+ private:
+  struct Estimate {
+    double mean;
+    double variance;
+  };
+
+  double scale() const;
+  void add(Estimate& shape, double seconds);
+  void refresh();
+
+  std::int32_t max_rows_;
+  bool started_ = false;
+  Estimate scale_;               // log seconds
+  Estimate draft_;               // log of a drafter step over the scale
+  std::vector<Estimate> shape_;  // [rows], log of a target step over the scale; [0] unused
+  std::vector<std::int32_t> runs_;
+  std::vector<double> curve_;    // [rows], what is made of shape_
+  double spread_;                // mean deviation of log seconds from what was expected
+};
+
+}  // namespace specdec
