@@ -52,6 +52,7 @@ AttachedDecoder::AttachedDecoder(DecoderOptions options, std::shared_ptr<InPlace
       seqlens_k_(1),
       total_length_(1),
       first_logit_row_(1),
+      rows_(4),
       features_(static_cast<std::size_t>(target_->hidden_size())),
       hidden_(features_.size()),
       logits_(static_cast<std::size_t>(this->options().head_size)) {}
@@ -68,7 +69,7 @@ bool AttachedDecoder::follow(std::int32_t position) {
 }
 
 LogitRows AttachedDecoder::step(const std::int32_t* tokens, std::int32_t, std::int32_t logit_rows,
-                                Wanted) {
+                                Wanted, const std::int32_t*) {
   const std::int32_t position = cache_.length();
   // The target's columns are never written to, whatever a caller forgot.
   if (position != features_for_ || position < target_->cache().length()) {
@@ -79,6 +80,9 @@ LogitRows AttachedDecoder::step(const std::int32_t* tokens, std::int32_t, std::i
   tokens_[0] = tokens[0];
   seqlens_k_[0] = position;
   total_length_[0] = position + 1;
+  rows_[0] = 0;
+  rows_[1] = rows_[2] = position;
+  rows_[3] = -1;
   run(1, 0);
   std::copy_n(hidden_.data(), hidden_.size(), features_.data());
   features_for_ = position + 1;

@@ -46,6 +46,7 @@ class AttachedDecoder final : public Decoder {
   AlignedBuffer<std::int32_t>& seqlens_k() { return seqlens_k_; }        // [1] total length - 1
   AlignedBuffer<std::int32_t>& total_length() { return total_length_; }  // scalar
   AlignedBuffer<std::int64_t>& first_logit_row() { return first_logit_row_; }  // [1], always 0
+  AlignedBuffer<std::int32_t>& rows() { return rows_; }   // [4, 1], as in InPlaceDecoder
   AlignedBuffer<float>& features() { return features_; }  // [hidden]
   AlignedBuffer<float>& hidden() { return hidden_; }      // [hidden]
   AlignedBuffer<float>& logits() { return logits_; }      // [head_size]
@@ -55,7 +56,7 @@ class AttachedDecoder final : public Decoder {
 
  private:
   LogitRows step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                 Wanted wanted) override;
+                 Wanted wanted, const std::int32_t* parents) override;
 
   std::shared_ptr<InPlaceDecoder> target_;
   std::vector<std::int32_t> target_layers_;
@@ -65,6 +66,7 @@ class AttachedDecoder final : public Decoder {
   AlignedBuffer<std::int32_t> seqlens_k_;
   AlignedBuffer<std::int32_t> total_length_;
   AlignedBuffer<std::int64_t> first_logit_row_;
+  AlignedBuffer<std::int32_t> rows_;
   AlignedBuffer<float> features_;
   AlignedBuffer<float> hidden_;
   AlignedBuffer<float> logits_;

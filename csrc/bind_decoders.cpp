@@ -86,14 +86,14 @@ std::shared_ptr<InPlaceDecoder> make_in_place(
     std::int32_t vocabulary, std::vector<std::int32_t> head_ids, std::int32_t layers,
     std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t min_width,
     std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t row_tile,
-    std::int32_t hidden, py::function run) {
+    std::int32_t hidden, bool takes_rows, py::function run) {
   DecoderOptions options = options_of(vocabulary, std::move(head_ids));
   options.max_width = max_width;
   options.max_logit_rows = max_logit_rows;
   return std::make_shared<InPlaceDecoder>(
       std::move(options), InPlaceDecoder::Padding{min_width, row_tile},
-      InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity}, hidden,
-      make_run(std::move(run)));
+      InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity},
+      InPlaceDecoder::Graph{hidden, takes_rows}, make_run(std::move(run)));
 }
 
 py::object hidden_of(const py::object& self, std::int32_t position) {
@@ -122,6 +122,7 @@ py::dict in_place_buffers(const py::object& self) {
   result["seqlens_k"] = view(decoder.seqlens_k().data(), {1}, self);
   result["total_length"] = view(decoder.total_length().data(), {}, self);
   result["first_logit_row"] = view(decoder.first_logit_row().data(), {1}, self);
+  result["rows"] = view(decoder.rows().data(), {4, options.max_width}, self);
   result["logits"] =
       view(decoder.logits().data(), {options.max_logit_rows, options.head_size}, self);
   if (decoder.hidden_size() > 0) {
@@ -154,6 +155,7 @@ py::dict attached_buffers(const py::object& self) {
   result["seqlens_k"] = view(decoder.seqlens_k().data(), {1}, self);
   result["total_length"] = view(decoder.total_length().data(), {}, self);
   result["first_logit_row"] = view(decoder.first_logit_row().data(), {1}, self);
+  result["rows"] = view(decoder.rows().data(), {4, 1}, self);
   result["logits"] = view(decoder.logits().data(), {1, decoder.options().head_size}, self);
   result["features"] = view(decoder.features().data(), {1, hidden}, self);
   result["hidden"] = view(decoder.hidden().data(), {1, hidden}, self);
@@ -280,12 +282,17 @@ py::dict fixed_buffers(const py::object& self) {
 }
 
 py::array forward(const py::object& self, const std::vector<std::int32_t>& tokens,
-                  std::int32_t logit_rows) {
+                  std::int32_t logit_rows,
+                  const std::optional<std::vector<std::int32_t>>& parents) {
   auto& decoder = self.cast<Decoder&>();
+  if (parents && parents->size() != tokens.size()) {
+    throw Error(ErrorCode::invalid_input, "a step has one parent for each of its tokens");
+  }
   LogitRows rows{};
   {
     const ReleasedGil released;
-    rows = decoder.forward(tokens.data(), static_cast<std::int32_t>(tokens.size()), logit_rows);
+    rows = decoder.forward(tokens.data(), static_cast<std::int32_t>(tokens.size()), logit_rows,
+                           Wanted::logits, parents ? parents->data() : nullptr);
   }
   return view(rows.data, {rows.rows, rows.columns}, self);
 }
@@ -294,7 +301,10 @@ py::array forward(const py::object& self, const std::vector<std::int32_t>& token
 
 void bind_decoders(py::module_& m) {
   py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
-      .def("forward", &forward, py::arg("tokens"), py::arg("logit_rows"))
+      .def("forward", &forward, py::arg("tokens"), py::arg("logit_rows"),
+           py::arg("parents") = py::none())
+      .def("move_row", &Decoder::move_row, py::arg("row"), py::arg("place"))
+      .def_property_readonly("takes_trees", &Decoder::takes_trees)
       .def("commit", [](Decoder& self, std::int32_t n) { self.cache().commit(n); })
       .def("truncate", [](Decoder& self, std::int32_t n) { self.cache().truncate(n); })
       .def_property_readonly("length", [](Decoder& self) { return self.cache().length(); })
@@ -306,7 +316,8 @@ void bind_decoders(py::module_& m) {
       .def(py::init(&make_in_place), py::kw_only(), py::arg("vocabulary"), py::arg("head_ids"),
            py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacity"),
            py::arg("min_width"), py::arg("max_width"), py::arg("max_logit_rows"),
-           py::arg("row_tile") = 0, py::arg("hidden") = 0, py::arg("run"))
+           py::arg("row_tile") = 0, py::arg("hidden") = 0, py::arg("takes_rows") = false,
+           py::arg("run"))
       .def("hidden", &hidden_of, py::arg("position"))
       .def("buffers", &in_place_buffers);
 

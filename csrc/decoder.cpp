@@ -44,7 +44,7 @@ Decoder::Decoder(DecoderOptions options, Run run)
 }
 
 LogitRows Decoder::forward(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                           Wanted wanted) {
+                           Wanted wanted, const std::int32_t* parents) {
   if (n < 1 || n > options_.max_width || logit_rows < 0 || logit_rows > n ||
       logit_rows > options_.max_logit_rows) {
     refuse(n, logit_rows);
@@ -55,7 +55,22 @@ LogitRows Decoder::forward(const std::int32_t* tokens, std::int32_t n, std::int3
     const bool known = tokens[i] >= 0 && tokens[i] < options_.vocabulary;
     known_ids_[static_cast<std::size_t>(i)] = known ? tokens[i] : 0;
   }
-  return step(known_ids_.data(), n, logit_rows, wanted);
+  if (parents != nullptr) check_parents(parents, n);
+  return step(known_ids_.data(), n, logit_rows, wanted, parents);
+}
+
+void Decoder::check_parents(const std::int32_t* parents, std::int32_t n) const {
+  bool earlier = takes_trees();
+  for (std::int32_t i = 0; i < n; ++i) earlier = earlier && parents[i] >= -1 && parents[i] < i;
+  if (!earlier) {
+    throw Error(ErrorCode::invalid_input,
+                "a step of a tree is for decoders that take trees, and every parent in it is a "
+                "token before, or -1");
+  }
+}
+
+void Decoder::move_row(std::int32_t, std::int32_t) {
+  throw Error(ErrorCode::invalid_input, "rows are moved only in decoders that take trees");
 }
 
 void Decoder::prefill(const std::int32_t* tokens, std::int32_t n,

@@ -31,8 +31,18 @@ class Decoder {
 
   // Runs tokens[n] at positions cache().length()...; gives the last `logit_rows` of their rows.
   // Commits nothing. Throws Error(context_full) without room.
+  //
+  // `parents`, for decoders that take trees: tokens[i] follows tokens[parents[i]], with parents[i]
+  // < i, or, where that is -1, the last committed token. Null: each follows the one before.
   LogitRows forward(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                    Wanted wanted = Wanted::logits);
+                    Wanted wanted = Wanted::logits, const std::int32_t* parents = nullptr);
+
+  // Whether one step may hold several tokens for one position.
+  virtual bool takes_trees() const { return false; }
+
+  // Of the last step, whose columns are not committed yet: all that was computed of its token
+  // `from` takes the place of what was computed of token `to`. For decoders that take trees.
+  virtual void move_row(std::int32_t from, std::int32_t to);
 
   // Runs and commits tokens[n], whose logits nobody needs, in steps of at most max_width; stops
   // early, between steps, when `stop` says so.
@@ -46,12 +56,14 @@ class Decoder {
  protected:
   Decoder(DecoderOptions options, Run run);
 
-  // forward(), with arguments that were checked: ids of the vocabulary, 1 <= n <= max_width and
-  // 0 <= logit_rows <= n.
+  // forward(), with arguments that were checked: ids of the vocabulary, 1 <= n <= max_width,
+  // 0 <= logit_rows <= n, and parents of this step, given only where trees are taken.
   virtual LogitRows step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                         Wanted wanted) = 0;
+                         Wanted wanted, const std::int32_t* parents) = 0;
 
   void run(std::int32_t width, std::int32_t head);
+
+  void check_parents(const std::int32_t* parents, std::int32_t n) const;
 
   // The error of a step that the decoder was not made for.
   [[noreturn]] static void refuse(std::int32_t n, std::int32_t logit_rows);

@@ -81,7 +81,7 @@ FixedDecoder::FixedDecoder(DecoderOptions options, FixedOptions fixed,
 }
 
 LogitRows FixedDecoder::step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                             Wanted wanted) {
+                             Wanted wanted, const std::int32_t*) {
   cache_.begin(n);
   const std::int32_t position = cache_.length();
   // The sink's token is never run.

@@ -65,7 +65,7 @@ class FixedDecoder final : public Decoder {
 
  private:
   LogitRows step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                 Wanted wanted) override;
+                 Wanted wanted, const std::int32_t* parents) override;
 
   // Returns the width of the graph that ran.
   std::int32_t run_graph(const std::int32_t* tokens, std::int32_t n, std::int32_t position,

@@ -18,13 +18,20 @@ class InPlaceDecoder final : public Decoder {
     std::int32_t row_tile = 0;  // a wider step is padded too where it would leave a last tile of one row
   };
 
-  // `hidden_size`: elements of the final hidden state that the graph gives of every row; 0: none.
+  // What the graph has besides logits.
+  struct Graph {
+    std::int32_t hidden_size = 0;  // elements of the final hidden state of every row; 0: not given
+    bool takes_rows = false;       // it places its rows as rows() says, and so takes trees
+  };
+
   InPlaceDecoder(DecoderOptions options, const Padding& padding,
-                 const InPlaceKvCache::Shape& cache, std::int32_t hidden_size, Run run);
+                 const InPlaceKvCache::Shape& cache, const Graph& graph, Run run);
 
   InPlaceKvCache& cache() override { return cache_; }
+  bool takes_trees() const override { return graph_.takes_rows; }
+  void move_row(std::int32_t from, std::int32_t to) override;
 
-  std::int32_t hidden_size() const { return hidden_size_; }
+  std::int32_t hidden_size() const { return graph_.hidden_size; }
 
   // The final hidden state [hidden_size] of a committed position, valid until the next step; null
   // unless the last step computed it.
@@ -35,16 +42,22 @@ class InPlaceDecoder final : public Decoder {
   AlignedBuffer<std::int32_t>& seqlens_k() { return seqlens_k_; }    // [1] total length - 1
   AlignedBuffer<std::int32_t>& total_length() { return total_length_; }  // scalar
   AlignedBuffer<std::int64_t>& first_logit_row() { return first_logit_row_; }  // [1]
+  // [4, width of the step], contiguous for that width: of each row the sequence (0), the committed
+  // length of that, the column that its K/V are for, and the row before it on its path, or -1.
+  AlignedBuffer<std::int32_t>& rows() { return rows_; }
   AlignedBuffer<float>& logits() { return logits_; }  // [max_logit_rows, head_size]
   AlignedBuffer<float>& hidden_rows() { return hidden_rows_; }  // [max_width, hidden_size]
 
  private:
   LogitRows step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                 Wanted wanted) override;
+                 Wanted wanted, const std::int32_t* parents) override;
+
+  void place_rows(std::int32_t n, std::int32_t width, const std::int32_t* parents);
 
   Padding padding_;
   InPlaceKvCache cache_;
-  std::int32_t hidden_size_;
+  Graph graph_;
+  std::int32_t step_tokens_ = 0;  // of the last step
   // Positions that the rows of hidden_rows_ belong to. What is committed of them is not kept: a
   // position is committed where it is below the cache's length, and no length grows past a step's.
   std::int32_t hidden_begin_ = 0;
@@ -53,6 +66,7 @@ class InPlaceDecoder final : public Decoder {
   AlignedBuffer<std::int32_t> seqlens_k_;
   AlignedBuffer<std::int32_t> total_length_;
   AlignedBuffer<std::int64_t> first_logit_row_;
+  AlignedBuffer<std::int32_t> rows_;
   AlignedBuffer<float> logits_;
   AlignedBuffer<float> hidden_rows_;
 };

@@ -1,5 +1,6 @@
 #include "kv_cache.h"
 
+#include <algorithm>
 #include <string>
 
 #include "error.h"
@@ -29,5 +30,18 @@ InPlaceKvCache::InPlaceKvCache(const Shape& shape) : KvCache(shape.capacity), sh
 void InPlaceKvCache::begin(std::int32_t width) { require_room(width); }
 
 void InPlaceKvCache::commit(std::int32_t columns) { length_ += columns; }
+
+void InPlaceKvCache::move(std::int32_t from, std::int32_t to) {
+  if (from == to) return;
+  const auto dim = static_cast<std::size_t>(shape_.head_dim);
+  const std::size_t head = dim * static_cast<std::size_t>(capacity());
+  for (std::int32_t layer = 0; layer < shape_.layers; ++layer) {
+    for (float* all : {keys(layer), values(layer)}) {
+      for (std::int32_t i = 0; i < shape_.kv_heads; ++i) {
+        std::copy_n(all + i * head + from * dim, dim, all + i * head + to * dim);
+      }
+    }
+  }
+}
 
 }  // namespace specdec

@@ -46,6 +46,9 @@ class InPlaceKvCache final : public KvCache {
   void begin(std::int32_t width) override;
   void commit(std::int32_t columns) override;
 
+  // Copies column `from` to column `to` in every layer; both are columns of the cache.
+  void move(std::int32_t from, std::int32_t to);
+
   const Shape& shape() const { return shape_; }
   float* keys(std::int32_t layer) { return keys_[layer].data(); }      // [kv_heads, capacity, head_dim]
   float* values(std::int32_t layer) { return values_[layer].data(); }  // the same shape

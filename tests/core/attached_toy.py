@@ -51,6 +51,7 @@ class AttachedToy:
         self.seqlens_k: NDArray[Any] = buffers["seqlens_k"]
         self.total_length: NDArray[Any] = buffers["total_length"]
         self.first_logit_row: NDArray[Any] = buffers["first_logit_row"]
+        self.row_places: NDArray[Any] = buffers["rows"]
         self.features: NDArray[Any] = buffers["features"][0]
         self.hidden: NDArray[Any] = buffers["hidden"][0]
         self.logits: NDArray[Any] = buffers["logits"]
@@ -65,6 +66,7 @@ class AttachedToy:
         self.positions.append(position)
         assert (width, first, self.first_logit_row[0]) == (1, 0, 0)
         assert self.seqlens_k[0] == position
+        assert self.row_places.ravel().tolist() == [0, position, position, -1]
         committed = self.target.decoder.length
         before, at, by = self.features.tolist()
         assert at == position - 1, "the hidden state of another position"
@@ -92,7 +94,7 @@ class TargetToy(Toy):
         if self.poison:
             self.hidden[...] = GARBAGE
         super()._run(width, first)
-        start = int(self.total_length[()]) - width
+        start, depths, _ = self.places(width)
         self.hidden[:width, 0] = self.tokens[:width]
-        self.hidden[:width, 1] = range(start, start + width)
+        self.hidden[:width, 1] = [start + depth for depth in depths]
         self.hidden[:width, 2] = BY_TARGET

@@ -34,8 +34,10 @@ class Toy:
         capacity: int = 512,
         row_tile: int = 0,
         hidden: int = 0,
+        takes_rows: bool = False,
     ) -> None:
         self.vocabulary = table.shape[0]
+        self.takes_rows = takes_rows
         self.rows = np.ascontiguousarray(table.reshape(-1, table.shape[2]))
         self.widths: list[int] = []  # of the last steps, where `record` is set
         self.record = False
@@ -54,6 +56,7 @@ class Toy:
             max_logit_rows=max_logit_rows,
             row_tile=row_tile,
             hidden=hidden,
+            takes_rows=takes_rows,
             run=self._run,
         )
         buffers = self.decoder.buffers()
@@ -61,6 +64,7 @@ class Toy:
         self.total_length: NDArray[Any] = buffers["total_length"]
         self.seqlens_k: NDArray[Any] = buffers["seqlens_k"]
         self.first_logit_row: NDArray[Any] = buffers["first_logit_row"]
+        self.row_places: NDArray[Any] = buffers["rows"].reshape(-1)
         self.logits: NDArray[Any] = buffers["logits"]
         self.keys: NDArray[Any] = buffers["key.0"][0, 0, :, 0]
         self.values: NDArray[Any] = buffers["value.0"][0, 0, :, 0]
@@ -75,6 +79,11 @@ class Toy:
         start = end - width
         assert self.seqlens_k[0] == end - 1
         assert self.first_logit_row[0] == first
+        committed, depths, parents = self.places(width)
+        if self.takes_rows:
+            self._run_rows(width, first, committed, depths, parents)
+            return
+        assert parents == list(range(-1, width - 1)), "a tree, for a graph that takes none"
         keys, values = self.keys, self.values
         assert start == 0 or values[start - 1] == start, "a column that was never computed"
         keys[start:end] = self.tokens[:width]
@@ -91,6 +100,43 @@ class Toy:
         if first < width:
             context = keys[begin - 1 : end - 1] * self.vocabulary + keys[begin:end]
             self.logits[rows - (width - first) : rows] = self.rows[context.astype(np.intp)]
+
+    def places(self, width: int) -> tuple[int, list[int], list[int]]:
+        """Of the step's rows: what is committed, how deep each stands, and its parent."""
+        sequence, committed, column, parent = self.row_places[: 4 * width].reshape(4, width)
+        start = int(self.total_length[()]) - width
+        assert not sequence.any()
+        assert (committed == start).all()
+        assert column.tolist() == list(range(start, start + width))
+        depths: list[int] = []
+        for row, before in enumerate(parent.tolist()):
+            assert -1 <= before < row
+            depths.append(depths[before] + 1 if before >= 0 else 0)
+        return start, depths, parent.tolist()
+
+    def _run_rows(
+        self, width: int, first: int, start: int, depths: list[int], parents: list[int]
+    ) -> None:
+        """As a graph that takes rows: the context of a row is what stands before it on its path."""
+        keys, values = self.keys, self.values
+        if self.poison:
+            known = np.arange(1, start + 1)
+            assert (values[:start] == known).all(), "a committed column that is not its position's"
+            keys[start : start + width + 8] = -1
+            values[start : start + width + 8] = -1
+            self.logits[...] = GARBAGE
+        for row in range(width):
+            before = start - 1 if parents[row] < 0 else start + parents[row]
+            position = start + depths[row]
+            assert before < 0 or values[before] == position, "a column of another position"
+            keys[start + row] = self.tokens[row]
+            values[start + row] = position + 1
+            if row < first:
+                continue
+            context = int(self.tokens[row])
+            if before >= 0:
+                context += self.vocabulary * int(keys[before])
+            self.logits[row - first] = self.rows[context]
 
 
 def random_table(seed: int, vocabulary: int, spread: float = 1.0, head: int = 0) -> Table:
