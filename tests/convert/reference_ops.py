@@ -1,0 +1,204 @@
+"""A fused graph in numpy, node by node: what its operators compute, by their definition.
+
+Float64 throughout; ``rounded`` rounds the inputs of linears to 8 bits per row and block, as the
+operators do, and else the result is what the checkpoint's weights give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+Array = np.ndarray[Any, np.dtype[Any]]
+TILE, BLOCK = 16, 32
+
+
+def unpack(codes: Array, scales: Array, bits: int) -> Array:
+    """The weights of a packed matrix, float64 [16 * tiles, 32 * blocks]."""
+    tiles, blocks = codes.shape[:2]
+    halves = scales.view(np.float16).astype(np.float64)
+    weights = np.zeros((tiles, TILE, blocks, BLOCK))
+    for g in range(bits):
+        for c in range(TILE):
+            for j in range(4):
+                byte = codes[:, :, 64 * g + 4 * c + j]
+                if bits == 8:
+                    weights[:, c, :, 4 * g + j] = halves[:, :, c] * (byte.astype(np.int64) - 128)
+                else:
+                    scale, minimum = halves[:, :, 0, c], halves[:, :, 1, c]
+                    weights[:, c, :, 4 * g + j] = scale * (byte & 15) + minimum
+                    weights[:, c, :, 16 + 4 * g + j] = scale * (byte >> 4) + minimum
+    return weights.reshape(tiles * TILE, blocks * BLOCK)
+
+
+class ReferenceGraph:
+    """A written graph and its K/V of ``capacity`` columns, which begin as ``garbage``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        capacity: int,
+        *,
+        rounded: bool,
+        sequences: int = 1,
+        garbage: float = 9.5,
+        cache: dict[str, Array] | None = None,
+    ) -> None:
+        graph = onnx.load(folder / "model.onnx").graph
+        self.nodes = graph.node
+        self.rounded = rounded
+        self.constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+        self.cache = cache if cache is not None else {}
+        self.weights: dict[str, Array] = {}
+        for value in graph.input:
+            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            if value.name.startswith("past_") and cache is None:
+                self.cache[value.name] = np.full(
+                    (sequences, shape[1], capacity, shape[3]), garbage, np.float64
+                )
+
+    def step(
+        self, tokens: list[int], rows: Array, first_row: int = 0, features: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Logits [S - first_row, head_size] and hidden states [S, hidden]; writes K/V."""
+        values: dict[str, Any] = {
+            **self.constants,
+            **self.cache,
+            "": None,
+            "tokens": np.array([tokens]),
+            "rows": rows,
+            "first_logit_row": np.array([first_row]),
+            "features": None if features is None else features[None],
+        }
+        for node in self.nodes:
+            attributes = {
+                each.name: onnx.helper.get_attribute_value(each) for each in node.attribute
+            }
+            run: Callable[..., Any] = getattr(self, f"_{node.op_type}")
+            results = run(node, *(values[name] for name in node.input), **attributes)
+            results = results if isinstance(results, tuple) else (results,)
+            values |= dict(zip(node.output, results, strict=False))
+        return values["logits"][0], values["hidden"][0]
+
+    def _Linear(self, node: Any, x: Array, codes: Array, scales: Array, **a: int) -> Array:
+        name = node.input[-2]
+        if name not in self.weights:
+            self.weights[name] = unpack(codes, scales, a["bits"])
+        if self.rounded:
+            blocks = x.reshape(*x.shape[:-1], -1, BLOCK).astype(np.float32)
+            steps = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+            codes = np.rint(blocks / np.where(steps == 0, 1, steps)).astype(np.float64)
+            x = (codes * steps).reshape(x.shape)
+        result: Array = (x @ self.weights[name].T)[..., : a["outputs"]]
+        return result
+
+    def _NormLinear(
+        self,
+        node: Any,
+        residual: Array,
+        update: Array | None,
+        gain: Array,
+        codes: Array,
+        scales: Array,
+        *,
+        bits: int,
+        outputs: int,
+        epsilon: float,
+        activation: bytes,
+    ) -> tuple[Array, Array]:
+        total = residual if update is None else residual + update
+        y = self._Linear(
+            node, _norm(total, gain, epsilon), codes, scales, bits=bits, outputs=outputs
+        )
+        if activation == b"swiglu":
+            both = y.reshape(*y.shape[:-1], -1, 2, TILE)
+            gate, up = both[..., 0, :], both[..., 1, :]
+            y = (gate / (1 + np.exp(-gate)) * up).reshape(*y.shape[:-1], -1)
+        return y, total
+
+    def _CachedAttention(
+        self,
+        node: Any,
+        qkv: Array,
+        keys: Array,
+        values: Array,
+        rows: Array,
+        cosine: Array,
+        sine: Array,
+        *,
+        heads: int,
+        kv_heads: int,
+    ) -> tuple[Array, Array, Array]:
+        width, dim = qkv.shape[1], keys.shape[-1]
+        parts = qkv[0].reshape(width, heads + 2 * kv_heads, dim)
+        mixed = np.zeros((width, heads, dim))
+        paths: list[list[int]] = []
+        for row, (sequence, length, column, parent) in enumerate(rows.T):
+            paths.append([*(paths[parent] if parent >= 0 else []), column])
+            position = length + len(paths[row]) - 1
+            rotated = _rotate(parts[row, : heads + kv_heads], cosine[position], sine[position])
+            keys[sequence, :, column] = rotated[heads:]
+            values[sequence, :, column] = parts[row, heads + kv_heads :]
+            seen = [*range(length), *paths[row]]
+            for head in range(heads):
+                kv = head * kv_heads // heads
+                scores = keys[sequence, kv, seen] @ rotated[head] / np.sqrt(dim)
+                weights = np.exp(scores - scores.max())
+                mixed[row, head] = weights / weights.sum() @ values[sequence, kv, seen]
+        return mixed.reshape(1, width, -1), keys, values
+
+    def _Gather(self, node: Any, table: Array, tokens: Array, axis: int) -> Array:
+        return np.take(table, tokens, axis)
+
+    def _DequantizeLinear(
+        self, node: Any, codes: Array, scales: Array, *, axis: int, block_size: int
+    ) -> Array:
+        assert axis == -1
+        result: Array = codes * np.repeat(scales.astype(np.float64), block_size, axis)
+        return result
+
+    def _SimplifiedLayerNormalization(
+        self, node: Any, x: Array, gain: Array, *, epsilon: float, **attributes: int
+    ) -> Array:
+        return _norm(x, gain, epsilon)
+
+    def _SkipSimplifiedLayerNormalization(
+        self, node: Any, x: Array, update: Array, gain: Array, *, epsilon: float
+    ) -> tuple[Array, None, None, Array]:
+        return _norm(x + update, gain, epsilon), None, None, x + update
+
+    def _Slice(self, node: Any, x: Array, first: Array, *rest: Array) -> Array:
+        return x[:, first[0] :]
+
+    def _Concat(self, node: Any, *parts: Array, axis: int) -> Array:
+        return np.concatenate(parts, axis)
+
+    def _Mul(self, node: Any, a: Array, b: Array) -> Array:
+        product: Array = a * b
+        return product
+
+    def _Add(self, node: Any, a: Array, b: Array) -> Array:
+        total: Array = a + b
+        return total
+
+
+def chain(past: int, width: int, sequence: int = 0) -> Array:
+    """``rows`` of a step of ``width`` tokens in a line, int32 [4, width]."""
+    steps = np.arange(width, dtype=np.int32)
+    fixed = np.full(width, sequence, np.int32), np.full(width, past, np.int32)
+    return np.stack([*fixed, past + steps, steps - 1])
+
+
+def _norm(x: Array, gain: Array, epsilon: float) -> Array:
+    result: Array = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + epsilon) * gain
+    return result
+
+
+def _rotate(x: Array, cosine: Array, sine: Array) -> Array:
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)

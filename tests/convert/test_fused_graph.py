@@ -1,0 +1,112 @@
+"""Layout ``fused``: the written graph, read by its definition, against the checkpoint's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specdec.convert import convert
+from specdec.model_folder import ModelFolder
+from tests.convert.numpy_llama import NumpyAttached, NumpyLlama
+from tests.convert.reference_ops import Array, ReferenceGraph, chain
+from tests.tiny_gguf import DEFAULT_VOCAB, write_tiny_drafter, write_tiny_gguf
+
+CAPACITY = 64
+TOKENS = np.random.default_rng(7).integers(0, DEFAULT_VOCAB, CAPACITY).tolist()
+SHAPES: list[dict[str, int | bool | str]] = [
+    {},
+    {"tied": False},
+    {"heads": 8, "kv_heads": 1, "hidden": 128},
+    {"heads": 4, "kv_heads": 4, "ffn": 96},
+    {"quant": "Q8_0", "layers": 3},
+    {"quant": "Q4_0", "vocab": 513},
+]
+
+
+def prefill(graph: ReferenceGraph, chunks: list[int]) -> tuple[Array, Array]:
+    """Logits and hidden states of the first tokens, in steps of those widths."""
+    logits, states, past = [], [], 0
+    for width in chunks:
+        row, state = graph.step(TOKENS[past : past + width], chain(past, width))
+        logits.append(row)
+        states.append(state)
+        past += width
+    return np.concatenate(logits), np.concatenate(states)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_graph_is_the_model(tmp_path: Path, shape: dict[str, int | bool | str]) -> None:
+    """Every weight is held exactly, so that nothing but the tables' float32 is lost."""
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
+    folder = convert(source, tmp_path / "model", layout="fused")
+    reference = NumpyLlama(source)
+    expected, _ = reference.states(TOKENS[:20])
+    exact = ReferenceGraph(folder, CAPACITY, rounded=False)
+    logits, states = prefill(exact, [9, 1, 4, 6])
+    np.testing.assert_allclose(states, expected, atol=1e-5)
+    np.testing.assert_allclose(logits, reference.head(expected), atol=1e-4)
+    rounded = prefill(ReferenceGraph(folder, CAPACITY, rounded=True), [20])[0]
+    assert 0 < np.sqrt(np.mean((rounded - logits) ** 2)) < 0.03 * np.std(logits)
+    last, _ = exact.step(TOKENS[20:23], chain(20, 3), first_row=2)
+    np.testing.assert_allclose(last, reference.logits(TOKENS[:23])[22:], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [{"quant": "F16", "embedding_quant": "F32"}], ids=str)
+def test_other_weights_are_rounded_to_8_bits(tmp_path: Path, shape: dict[str, str]) -> None:
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
+    folder = convert(source, tmp_path / "model", layout="fused")
+    found, _ = prefill(ReferenceGraph(folder, CAPACITY, rounded=False), [20])
+    error = found - NumpyLlama(source).logits(TOKENS[:20])
+    assert 0 < np.sqrt(np.mean(error**2)) < 0.02 * np.std(found)
+
+
+@pytest.mark.parametrize("layers", [(0, 2, 5), (1, 2, 5), (0, 1), (5,)], ids=str)
+def test_an_attached_drafter_is_its_definition(tmp_path: Path, layers: tuple[int, ...]) -> None:
+    """Bridges in between, first, none, one; three steps, each on the state of the one before."""
+    target_gguf = write_tiny_gguf(tmp_path / "target.gguf", layers=6)
+    ids = list(range(1, DEFAULT_VOCAB, 2))
+    source = write_tiny_drafter(tmp_path / "drafter.gguf", head_ids=ids, target_layers=layers)
+    target = ReferenceGraph(
+        convert(target_gguf, tmp_path / "target", layout="fused"), CAPACITY, rounded=False
+    )
+    folder = convert(source, tmp_path / "drafter", target_source=target_gguf, layout="fused")
+    assert ModelFolder.open(folder).layout == "fused"
+    feature = prefill(target, [20])[1][-1]
+    shared = {
+        f"past_{part}.{index}": target.cache[f"past_{part}.{layer}"]
+        for index, layer in enumerate(layers)
+        for part in ("key", "value")
+    }
+    drafter = ReferenceGraph(folder, CAPACITY, rounded=False, cache=shared)
+    states, cache = NumpyLlama(target_gguf).states(TOKENS[:20])
+    attached = NumpyAttached(source, target_gguf)
+    expected = attached.draft(TOKENS[20:23], states[-1], cache)
+    for index in range(3):
+        logits, state = drafter.step(
+            [TOKENS[20 + index]], chain(20 + index, 1), features=feature[None]
+        )
+        feature = state[0]
+        np.testing.assert_allclose(feature, expected[index], atol=1e-5)
+        np.testing.assert_allclose(logits[0], attached.head(expected[index]), atol=1e-4)
+
+
+def test_rows_of_a_tree_are_those_of_their_paths(tmp_path: Path, tiny_gguf: Path) -> None:
+    """And sequences that share a step are those of their own texts."""
+    folder = convert(tiny_gguf, tmp_path / "model", layout="fused")
+    graph = ReferenceGraph(folder, CAPACITY, rounded=False, sequences=2)
+    for sequence, past in ((0, 8), (1, 11)):
+        graph.step(TOKENS[sequence : past + sequence], chain(0, past, sequence))
+    # Sequence 0: a, then b or c, then d behind b. Sequence 1: e.
+    a, b, c, d, e = TOKENS[30:35]
+    rows = np.array(
+        [[0, 0, 0, 0, 1], [8, 8, 8, 8, 11], [8, 9, 11, 10, 11], [-1, 0, 0, 1, -1]], np.int32
+    )
+    logits, _ = graph.step([a, b, c, d, e], rows)
+    reference = NumpyLlama(tiny_gguf)
+    for row, path in enumerate(([a], [a, b], [a, c], [a, b, d])):
+        expected = reference.logits([*TOKENS[:8], *path])[-1]
+        np.testing.assert_allclose(logits[row], expected, atol=1e-4)
+    expected = reference.logits([*TOKENS[1:12], e])[-1]
+    np.testing.assert_allclose(logits[4], expected, atol=1e-4)
