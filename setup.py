@@ -1,13 +1,14 @@
 """Builds the C++ core (csrc/) into ``specdec._core`` and packs ``models/`` into the wheel."""
 
+import glob
 import os
 import sys
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
-CORE_SOURCES = sorted(f"csrc/{name}" for name in os.listdir("csrc") if name.endswith(".cpp"))
-CORE_HEADERS = sorted(f"csrc/{name}" for name in os.listdir("csrc") if name.endswith(".h"))
+CORE_SOURCES = sorted(glob.glob("csrc/**/*.cpp", recursive=True))
+CORE_HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True))
 
 if sys.platform == "win32":
     COMPILE_ARGS, LINK_ARGS = ["/O2", "/W4", "/WX"], []

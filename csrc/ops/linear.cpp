@@ -1,0 +1,104 @@
+#include "linear.h"
+
+#include <memory>
+#include <string>
+
+#include "isa.h"
+
+namespace specdec::ops {
+namespace {
+
+std::string multiple(std::int64_t outputs, std::int64_t parts) {
+  return parts == 1 ? std::to_string(outputs) + " outputs"
+                    : std::to_string(outputs) + " outputs in " + std::to_string(parts) + " parts";
+}
+
+class Linear final : public Kernel {
+ public:
+  explicit Linear(const Node& node)
+      : matrix_(node, 1, 1), kernels_(row_kernels(isa_named(node.text("isa", "auto")))) {}
+
+  void compute(const Call& call) const override {
+    const Tensor x = call.input(0);
+    const Shape shape = x.shape();
+    if (shape.rank() != 3 || shape[0] != 1 || shape[2] != matrix_.inputs()) {
+      refuse("x has shape " + shape.text() + "; these weights need [1, S, " +
+             std::to_string(matrix_.inputs()) + "]");
+    }
+    const std::int64_t outputs = matrix_.outputs();
+    auto* y = call.output<float>(0, {1, shape[1], outputs});
+    if (shape[1] == 0) return;
+
+    const auto* values = x.data<float>();
+    const Rows rows = rows_in_scratch(shape[1], matrix_.inputs() / kBlock);
+    for_groups(call, rows, [&](std::int64_t group) { kernels_.round(values, rows, group); });
+    const Matrix matrix = matrix_.of(call);
+    for_tiles(call, matrix.tiles, matrix.tile_bytes(), [&](std::int64_t begin, std::int64_t end) {
+      kernels_.multiply(matrix, rows, begin, end, outputs, y);
+    });
+  }
+
+ private:
+  const PackedMatrix matrix_;
+  const RowKernels& kernels_;
+};
+
+}  // namespace
+
+PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t parts)
+    : input_(codes), outputs_(node.integer("outputs")), shape_{} {
+  const std::int64_t bits = node.integer("bits");
+  if (bits != 4 && bits != 8) refuse("bits is " + std::to_string(bits) + "; it must be 4 or 8");
+  if (outputs_ < 1 || outputs_ % parts != 0) {
+    refuse("outputs is " + std::to_string(outputs_) + "; it must be a positive multiple of " +
+           std::to_string(parts));
+  }
+  const Shape code_shape = node.constant(codes, "codes").shape();
+  const Shape scale_shape = node.constant(codes + 1, "scales").shape();
+  shape_.bits = static_cast<int>(bits);
+  shape_.tiles = parts * ((outputs_ / parts + kTile - 1) / kTile);
+  shape_.blocks = code_shape.rank() == 3 ? code_shape[1] : 0;
+  const Shape expected{shape_.tiles, shape_.blocks, bits == 4 ? 256 : 512};
+  if (shape_.blocks < 1 || code_shape != expected) {
+    refuse("codes has shape " + code_shape.text() + "; " + std::to_string(bits) + " bits and " +
+           multiple(outputs_, parts) + " need [" + std::to_string(shape_.tiles) + ", blocks, " +
+           std::to_string(expected[2]) + "]");
+  }
+  const Shape expected_scales = bits == 4 ? Shape{shape_.tiles, shape_.blocks, 2, kTile}
+                                          : Shape{shape_.tiles, shape_.blocks, kTile};
+  if (scale_shape != expected_scales) {
+    refuse("scales has shape " + scale_shape.text() + "; codes of shape " + code_shape.text() +
+           " need " + expected_scales.text());
+  }
+}
+
+Matrix PackedMatrix::of(const Call& call) const {
+  Matrix matrix = shape_;
+  matrix.codes = call.input_data<std::uint8_t>(input_);
+  matrix.scales = call.input_data<std::uint16_t>(input_ + 1);
+  return matrix;
+}
+
+Rows rows_in_scratch(std::int64_t rows, std::int64_t blocks) {
+  const std::size_t scales = static_cast<std::size_t>(rows * blocks);
+  thread_local std::vector<std::int8_t> codes;
+  thread_local std::vector<float> floats;
+  thread_local std::vector<std::int32_t> integers;
+  codes.resize(std::max(codes.size(), scales * kBlock));
+  floats.resize(std::max(floats.size(), 2 * scales));
+  integers.resize(std::max(integers.size(), scales));
+  return {rows, blocks, codes.data(), floats.data(), floats.data() + scales, integers.data()};
+}
+
+Declaration linear() {
+  return {"Linear",
+          {{"x", ElementType::float32},
+           {"codes", ElementType::uint8},
+           {"scales", ElementType::uint16}},
+          {{"y", ElementType::float32}},
+          [](const Node& node) -> std::unique_ptr<Kernel> {
+            return std::make_unique<Linear>(node);
+          }};
+}
+
+}  // namespace specdec::ops

@@ -1,0 +1,97 @@
+#include <cmath>
+#include <memory>
+#include <string>
+
+#include "isa.h"
+#include "linear.h"
+
+namespace specdec::ops {
+namespace {
+
+enum Input : std::size_t { kResidual, kUpdate, kGain, kCodes, kScales };
+enum Output : std::size_t { kY, kNewResidual, kNormed };
+
+bool swiglu_of(const Node& node) {
+  const std::string activation = node.text("activation", "none");
+  if (activation == "none") return false;
+  if (activation == "swiglu") return true;
+  refuse("activation is \"" + activation + "\"; it must be \"none\" or \"swiglu\"");
+}
+
+class NormLinear final : public Kernel {
+ public:
+  explicit NormLinear(const Node& node)
+      : swiglu_(swiglu_of(node)),
+        epsilon_(node.real("epsilon")),
+        matrix_(node, kCodes, swiglu_ ? 2 : 1),
+        kernels_(row_kernels(isa_named(node.text("isa", "auto")))) {
+    if (!(epsilon_ >= 0 && std::isfinite(epsilon_))) refuse("epsilon must be 0 or more");
+    const Shape gain = node.constant(kGain, "gain").shape();
+    if (gain != Shape{matrix_.inputs()}) {
+      refuse("gain has shape " + gain.text() + "; these weights need [" +
+             std::to_string(matrix_.inputs()) + "]");
+    }
+  }
+
+  void compute(const Call& call) const override {
+    const Tensor residual = call.input(kResidual);
+    const Shape shape = residual.shape();
+    if (shape.rank() != 3 || shape[0] != 1 || shape[2] != matrix_.inputs()) {
+      refuse("residual has shape " + shape.text() + "; these weights need [1, S, " +
+             std::to_string(matrix_.inputs()) + "]");
+    }
+    Norm norm{};
+    norm.residual = residual.data<float>();
+    if (call.has_input(kUpdate)) {
+      const Tensor update = call.input(kUpdate);
+      if (update.shape() != shape) {
+        refuse("update has shape " + update.shape().text() + " and residual " + shape.text() +
+               "; they must be the same");
+      }
+      norm.update = update.data<float>();
+    }
+    norm.gain = call.input_data<float>(kGain);
+    norm.epsilon = epsilon_;
+    const std::int64_t outputs = matrix_.outputs() / (swiglu_ ? 2 : 1);
+    auto* y = call.output<float>(kY, {1, shape[1], outputs});
+    norm.sum = call.output<float>(kNewResidual, shape);
+    norm.normed = call.output<float>(kNormed, shape);
+    if (shape[1] == 0) return;
+
+    const Rows rows = rows_in_scratch(shape[1], matrix_.inputs() / kBlock);
+    for_groups(call, rows,
+               [&](std::int64_t group) { kernels_.norm_and_round(norm, rows, group); });
+    const Matrix matrix = matrix_.of(call);
+    const std::int64_t parts = swiglu_ ? 2 : 1;
+    const auto multiply = swiglu_ ? kernels_.multiply_swiglu : kernels_.multiply;
+    for_tiles(call, matrix.tiles / parts, matrix.tile_bytes() * parts,
+              [&](std::int64_t begin, std::int64_t end) {
+                multiply(matrix, rows, begin, end, outputs, y);
+              });
+  }
+
+ private:
+  const bool swiglu_;
+  const float epsilon_;
+  const PackedMatrix matrix_;
+  const RowKernels& kernels_;
+};
+
+}  // namespace
+
+Declaration norm_linear() {
+  return {"NormLinear",
+          {{"residual", ElementType::float32},
+           {"update", ElementType::float32, true},
+           {"gain", ElementType::float32},
+           {"codes", ElementType::uint8},
+           {"scales", ElementType::uint16}},
+          {{"y", ElementType::float32},
+           {"new_residual", ElementType::float32, true},
+           {"normed", ElementType::float32, true}},
+          [](const Node& node) -> std::unique_ptr<Kernel> {
+            return std::make_unique<NormLinear>(node);
+          }};
+}
+
+}  // namespace specdec::ops

@@ -1,0 +1,166 @@
+#pragma once
+
+// What the tables of row kernels have in common, written with sixteen floats. To be included behind
+// one of the vectors_*.h, by one file for each instruction set, which gives the products of a tile.
+
+#include "row_kernels.h"
+#include "vector_math.h"
+
+namespace specdec::ops {
+namespace {
+
+// One block of 32 values: two times sixteen floats.
+struct Block {
+  Floats low, high;
+};
+
+inline Block load_block(const float* x) { return {load(x), load(x + 16)}; }
+
+// A tile's weights and a group's rounded rows, at their first block.
+struct TileAndGroup {
+  const std::uint8_t* codes;
+  const std::uint16_t* scales;
+  const std::int8_t* x;
+  const float* s;
+  const float* scaled_sums;
+  const std::int32_t* shifted_sums;
+  std::int64_t blocks;
+};
+
+// Writes sums[n, 16], the products of n rows with a tile: functions for n = 1 to 8.
+using TileProduct = void (*)(const TileAndGroup&, float* sums);
+struct TileProducts {
+  TileProduct of_rows[kGroup];
+};
+
+struct Group {
+  Group(const Rows& rows, std::int64_t group)
+      : first(rows.first(group)), count(rows.first(group + 1) - first) {}
+  std::int64_t first, count;
+};
+
+// block_of(row, i) gives block i of row `row` of the group.
+template <class BlockOf>
+inline void round_row(const Rows& rows, const Group& group, std::int64_t row,
+                      const BlockOf& block_of) {
+  const std::int64_t start = group.first * rows.blocks + row;
+  std::int8_t* codes = rows.codes + group.first * rows.blocks * kBlock + row * kBlock;
+  for (std::int64_t i = 0; i < rows.blocks; ++i) {
+    const Block x = block_of(i);
+    const float s = largest_magnitude(x.low, x.high) / 127.0f;
+    // A block of zeros (or of numbers so small that s is none) has codes of zero.
+    const Floats divisor = all(s == 0.0f ? HUGE_VALF : s);
+    const std::int32_t sum = store_rounded(divide(x.low, divisor), divide(x.high, divisor),
+                                           codes + i * group.count * kBlock);
+    const std::int64_t at = start + i * group.count;
+    rows.scales[at] = s;
+    rows.scaled_sums[at] = s * static_cast<float>(sum);
+    rows.shifted_sums[at] = -128 * sum;
+  }
+}
+
+inline void round(const float* x, const Rows& rows, std::int64_t index) {
+  const Group group(rows, index);
+  for (std::int64_t row = 0; row < group.count; ++row) {
+    const float* values = x + (group.first + row) * rows.blocks * kBlock;
+    round_row(rows, group, row, [&](std::int64_t i) { return load_block(values + i * kBlock); });
+  }
+}
+
+inline void norm_and_round(const Norm& norm, const Rows& rows, std::int64_t index) {
+  const Group group(rows, index);
+  const std::int64_t inputs = rows.blocks * kBlock;
+  for (std::int64_t row = 0; row < group.count; ++row) {
+    const std::int64_t offset = (group.first + row) * inputs;
+    const auto sum_of = [&](std::int64_t i) {
+      const Block x = load_block(norm.residual + offset + i * kBlock);
+      if (norm.update == nullptr) return x;
+      const Block y = load_block(norm.update + offset + i * kBlock);
+      return Block{add(x.low, y.low), add(x.high, y.high)};
+    };
+    Floats low = all(0.0f);
+    Floats high = all(0.0f);
+    for (std::int64_t i = 0; i < rows.blocks; ++i) {
+      const Block x = sum_of(i);
+      low = fma(x.low, x.low, low);
+      high = fma(x.high, x.high, high);
+      if (norm.sum == nullptr) continue;
+      store(x.low, norm.sum + offset + i * kBlock);
+      store(x.high, norm.sum + offset + i * kBlock + 16);
+    }
+    const float mean = fold_add(add(low, high)) / static_cast<float>(inputs);
+    const Floats factor = all(1.0f / std::sqrt(mean + norm.epsilon));
+    round_row(rows, group, row, [&](std::int64_t i) {
+      Block x = sum_of(i);
+      const Block gain = load_block(norm.gain + i * kBlock);
+      x.low = multiply(multiply(x.low, factor), gain.low);
+      x.high = multiply(multiply(x.high, factor), gain.high);
+      if (norm.normed != nullptr) {
+        store(x.low, norm.normed + offset + i * kBlock);
+        store(x.high, norm.normed + offset + i * kBlock + 16);
+      }
+      return x;
+    });
+  }
+}
+
+inline void tile_product(const TileProducts& products, const Matrix& matrix, std::int64_t tile,
+                         const Rows& rows, const Group& group, float* sums) {
+  const std::int64_t start = group.first * rows.blocks;
+  const TileAndGroup both{matrix.codes + tile * matrix.tile_codes(),
+                          matrix.scales + tile * matrix.tile_scales(),
+                          rows.codes + start * kBlock,
+                          rows.scales + start,
+                          rows.scaled_sums + start,
+                          rows.shifted_sums + start,
+                          rows.blocks};
+  products.of_rows[group.count - 1](both, sums);
+}
+
+// y[row, 16 * tile ...] = value(row), for the rows of a group.
+template <class Value>
+inline void write_tile(const Group& group, std::int64_t tile, std::int64_t outputs, float* y,
+                       const Value& value) {
+  const std::int64_t left = outputs - tile * kTile;
+  for (std::int64_t row = 0; row < group.count; ++row) {
+    float* out = y + (group.first + row) * outputs + tile * kTile;
+    if (left >= kTile) {
+      store(value(row), out);
+    } else {
+      store_part(value(row), out, static_cast<int>(left));
+    }
+  }
+}
+
+// Tiles outermost: the weights of one stay in the nearest cache for all groups of rows.
+inline void multiply_tiles(const TileProducts& products, const Matrix& matrix, const Rows& rows,
+                           std::int64_t begin, std::int64_t end, std::int64_t outputs, float* y) {
+  alignas(64) float sums[kGroup * kTile];
+  for (std::int64_t tile = begin; tile < end; ++tile) {
+    for (std::int64_t i = 0; i < rows.groups(); ++i) {
+      const Group group(rows, i);
+      tile_product(products, matrix, tile, rows, group, sums);
+      write_tile(group, tile, outputs, y,
+                 [&](std::int64_t row) { return load(sums + row * kTile); });
+    }
+  }
+}
+
+inline void multiply_pairs(const TileProducts& products, const Matrix& matrix, const Rows& rows,
+                           std::int64_t begin, std::int64_t end, std::int64_t outputs, float* y) {
+  alignas(64) float gates[kGroup * kTile];
+  alignas(64) float ups[kGroup * kTile];
+  for (std::int64_t pair = begin; pair < end; ++pair) {
+    for (std::int64_t i = 0; i < rows.groups(); ++i) {
+      const Group group(rows, i);
+      tile_product(products, matrix, 2 * pair, rows, group, gates);
+      tile_product(products, matrix, 2 * pair + 1, rows, group, ups);
+      write_tile(group, pair, outputs, y, [&](std::int64_t row) {
+        return multiply(silu(load(gates + row * kTile)), load(ups + row * kTile));
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace specdec::ops

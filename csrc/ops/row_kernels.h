@@ -1,0 +1,88 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "isa.h"
+
+// Products of packed matrices with rows that are rounded to 8 bits: plain functions of memory, one
+// table of them for each instruction set.
+//
+// A row is rounded in blocks of 32: s = max|x| / 127, q = x / s rounded to nearest even. An output is
+// the sum over blocks in ascending order, in float:
+//   4 bits: acc = fma(s * scale, dot(q, codes), acc); acc = fma(minimum, s * sum(q), acc)
+//   8 bits: acc = fma(s * scale, dot(q, codes - 128), acc)
+// so a row's bits depend on nothing but the row and the matrix.
+
+namespace specdec::ops {
+
+constexpr std::int64_t kBlock = 32;  // inputs with a scale of their own
+constexpr std::int64_t kTile = 16;   // outputs side by side
+constexpr std::int64_t kGroup = 8;   // rows that share one reading of the weights
+
+// codes[tiles, blocks, 256 or 512], scales[tiles, blocks, 2 or 1, 16] (IEEE halves): 4 bits or 8.
+// Tile t has outputs 16t to 16t + 15. 8 bits: byte g * 64 + c * 4 + j of a block is the code of output
+// 16t + c and input 4g + j. 4 bits: the same, g < 4, in the low half of the byte; input 16 + 4g + j
+// in the high half. In scales come the 16 scales, then, for 4 bits, the 16 minima.
+struct Matrix {
+  int bits;
+  std::int64_t blocks;
+  std::int64_t tiles;
+  const std::uint8_t* codes;
+  const std::uint16_t* scales;
+
+  std::int64_t tile_codes() const { return blocks * (bits == 4 ? 256 : 512); }
+  std::int64_t tile_scales() const { return blocks * (bits == 4 ? 32 : 16); }
+  std::int64_t tile_bytes() const { return tile_codes() + 2 * tile_scales(); }
+};
+
+// Memory for rounded rows. They lie in groups of 1 to 8, all of about the same size; a group that
+// starts at row f and has n rows is codes[f * blocks * 32 ...] as [blocks, n, 32], and the others
+// [f * blocks ...] as [blocks, n].
+struct Rows {
+  std::int64_t rows;
+  std::int64_t blocks;
+  std::int8_t* codes;
+  float* scales;               // s
+  float* scaled_sums;          // s * sum(q)
+  std::int32_t* shifted_sums;  // -128 * sum(q)
+
+  std::int64_t groups() const { return (rows + kGroup - 1) / kGroup; }
+  std::int64_t first(std::int64_t group) const { return rows * group / groups(); }
+};
+
+// normed = sum * rsqrt(mean(sum^2) + epsilon) * gain, with sum = residual + update.
+struct Norm {
+  const float* residual;  // [rows, inputs]
+  const float* update;    // [rows, inputs], or null: zero
+  const float* gain;      // [inputs]
+  float epsilon;
+  float* sum;     // [rows, inputs], or null: not wanted
+  float* normed;  // [rows, inputs], or null: not wanted
+};
+
+struct RowKernels {
+  // x[rows, inputs] -> the rows of group `group`.
+  void (*round)(const float* x, const Rows& rows, std::int64_t group);
+  void (*norm_and_round)(const Norm& norm, const Rows& rows, std::int64_t group);
+
+  // y[rows, outputs] in columns 16 * begin to 16 * end, as far as there are outputs.
+  void (*multiply)(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,
+                   std::int64_t outputs, float* y);
+
+  // The same for tiles in pairs: y = silu(tile 2i) * tile 2i + 1, for pairs begin to end.
+  void (*multiply_swiglu)(const Matrix& matrix, const Rows& rows, std::int64_t begin,
+                          std::int64_t end, std::int64_t outputs, float* y);
+};
+
+const RowKernels& row_kernels(Isa isa);  // isa as isa_named gave it
+
+const RowKernels& plain_row_kernels();
+#if defined(SPECDEC_OPS_X86)
+const RowKernels& avx2_row_kernels();
+const RowKernels& avx512_row_kernels();
+#elif defined(SPECDEC_OPS_ARM)
+const RowKernels& neon_row_kernels();
+#endif
+
+}  // namespace specdec::ops

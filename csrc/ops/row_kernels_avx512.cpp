@@ -1,0 +1,123 @@
+#include "isa.h"
+
+#if defined(SPECDEC_OPS_X86)
+
+#include <cmath>
+#include <cstring>
+
+#include "row_kernels.h"
+#include "vectors_avx512.h"
+// Behind vectors_avx512.h, for its instruction set:
+#include "row_algorithms.h"
+
+namespace specdec::ops {
+namespace {
+
+// How far ahead of their use weights are asked for: the memory's latency at the speed of one core.
+constexpr std::int64_t kAhead = 2048;
+
+inline void ask_for(const void* place) {
+  _mm_prefetch(static_cast<const char*>(place), _MM_HINT_T0);
+}
+
+inline __m512i four_codes(const std::int8_t* x) {  // of one row, for each of the 16 outputs
+  std::int32_t word;
+  std::memcpy(&word, x, sizeof word);
+  return _mm512_set1_epi32(word);
+}
+
+template <int kRows>
+void product4(const TileAndGroup& at, float* sums) {
+  const __m512i low_half = _mm512_set1_epi8(0x0F);
+  __m512 total[kRows];
+  for (int r = 0; r < kRows; ++r) total[r] = _mm512_setzero_ps();
+  const std::uint8_t* codes = at.codes;
+  const std::uint16_t* scales = at.scales;
+  const std::int8_t* x = at.x;
+  const float* s = at.s;
+  const float* scaled_sums = at.scaled_sums;
+  for (std::int64_t block = 0; block < at.blocks; ++block) {
+    for (int line = 0; line < 4; ++line) ask_for(codes + kAhead + 64 * line);
+    ask_for(scales + kAhead / 8);
+    __m512i dot[kRows];
+    for (int r = 0; r < kRows; ++r) dot[r] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      const __m512i both = _mm512_loadu_si512(codes + 64 * g);
+      const __m512i low = _mm512_and_si512(both, low_half);
+      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_half);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        dot[r] = _mm512_dpbusd_epi32(dot[r], low, four_codes(x + 32 * r + 4 * g));
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        dot[r] = _mm512_dpbusd_epi32(dot[r], high, four_codes(x + 32 * r + 16 + 4 * g));
+      }
+    }
+    const __m512 scale = load_halves(scales);
+    const __m512 minimum = load_halves(scales + kTile);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(s[r]), scale);
+      total[r] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot[r]), total[r]);
+      total[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(scaled_sums[r]), total[r]);
+    }
+    codes += 256;
+    scales += 2 * kTile;
+    x += kRows * kBlock;
+    s += kRows;
+    scaled_sums += kRows;
+  }
+  for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, total[r]);
+}
+
+template <int kRows>
+void product8(const TileAndGroup& at, float* sums) {
+  __m512 total[kRows];
+  for (int r = 0; r < kRows; ++r) total[r] = _mm512_setzero_ps();
+  const std::uint8_t* codes = at.codes;
+  const std::uint16_t* scales = at.scales;
+  const std::int8_t* x = at.x;
+  const float* s = at.s;
+  const std::int32_t* shifted_sums = at.shifted_sums;
+  for (std::int64_t block = 0; block < at.blocks; ++block) {
+    for (int line = 0; line < 8; ++line) ask_for(codes + kAhead + 64 * line);
+    ask_for(scales + kAhead / 32);
+    __m512i dot[kRows];
+    for (int r = 0; r < kRows; ++r) dot[r] = _mm512_set1_epi32(shifted_sums[r]);
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) {
+      const __m512i weights = _mm512_loadu_si512(codes + 64 * g);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        dot[r] = _mm512_dpbusd_epi32(dot[r], weights, four_codes(x + 32 * r + 4 * g));
+      }
+    }
+    const __m512 scale = load_halves(scales);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(s[r]), scale);
+      total[r] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot[r]), total[r]);
+    }
+    codes += 512;
+    scales += kTile;
+    x += kRows * kBlock;
+    s += kRows;
+    shifted_sums += kRows;
+  }
+  for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, total[r]);
+}
+
+}  // namespace
+}  // namespace specdec::ops
+
+#include "row_table.h"
+
+namespace specdec::ops {
+const RowKernels& avx512_row_kernels() { return kRowKernels; }
+}  // namespace specdec::ops
+
+SPECDEC_OPS_TARGET_END
+
+#endif

@@ -1,0 +1,100 @@
+#include "isa.h"
+
+#if defined(SPECDEC_OPS_ARM)
+
+#include <cmath>
+
+#include "row_kernels.h"
+#include "vectors_neon.h"
+// Behind vectors_neon.h, for its instruction set:
+#include "row_algorithms.h"
+
+namespace specdec::ops {
+namespace {
+
+constexpr int kQuarter = 4;  // outputs at once
+
+inline float32x4_t four_halves(const std::uint16_t* x) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x)));
+}
+
+// The products of 16 inputs of one row with the weights of four outputs.
+inline int32x4_t dot16(int32x4_t sum, const int8x16_t* weights, int8x16_t x) {
+  sum = vdotq_laneq_s32(sum, weights[0], x, 0);
+  sum = vdotq_laneq_s32(sum, weights[1], x, 1);
+  sum = vdotq_laneq_s32(sum, weights[2], x, 2);
+  return vdotq_laneq_s32(sum, weights[3], x, 3);
+}
+
+inline int32x4_t dot32(const int8x16_t* weights, const std::int8_t* x) {
+  const int32x4_t sum = dot16(vdupq_n_s32(0), weights, vld1q_s8(x));
+  return dot16(sum, weights + 4, vld1q_s8(x + 16));
+}
+
+template <int kRows>
+void product4(const TileAndGroup& at, float* sums) {
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    float32x4_t total[kRows];
+    for (int r = 0; r < kRows; ++r) total[r] = vdupq_n_f32(0);
+    for (std::int64_t block = 0; block < at.blocks; ++block) {
+      const std::uint8_t* codes = at.codes + block * 256 + 16 * quarter;
+      int8x16_t weights[8];
+#pragma GCC unroll 4
+      for (int g = 0; g < 4; ++g) {
+        const uint8x16_t both = vld1q_u8(codes + 64 * g);
+        weights[g] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+        weights[4 + g] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+      }
+      const std::uint16_t* scales = at.scales + block * 2 * kTile + kQuarter * quarter;
+      const float32x4_t scale = four_halves(scales);
+      const float32x4_t minimum = four_halves(scales + kTile);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const std::int64_t row = block * kRows + r;
+        const float32x4_t both = vmulq_f32(vdupq_n_f32(at.s[row]), scale);
+        const float32x4_t whole = vcvtq_f32_s32(dot32(weights, at.x + row * kBlock));
+        total[r] = vfmaq_f32(total[r], both, whole);
+        total[r] = vfmaq_f32(total[r], minimum, vdupq_n_f32(at.scaled_sums[row]));
+      }
+    }
+    for (int r = 0; r < kRows; ++r) vst1q_f32(sums + kTile * r + kQuarter * quarter, total[r]);
+  }
+}
+
+template <int kRows>
+void product8(const TileAndGroup& at, float* sums) {
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    float32x4_t total[kRows];
+    for (int r = 0; r < kRows; ++r) total[r] = vdupq_n_f32(0);
+    for (std::int64_t block = 0; block < at.blocks; ++block) {
+      const std::uint8_t* codes = at.codes + block * 512 + 16 * quarter;
+      int8x16_t weights[8];
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) {
+        weights[g] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(codes + 64 * g), vdupq_n_u8(128)));
+      }
+      const float32x4_t scale = four_halves(at.scales + block * kTile + kQuarter * quarter);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const std::int64_t row = block * kRows + r;
+        const float32x4_t both = vmulq_f32(vdupq_n_f32(at.s[row]), scale);
+        const float32x4_t whole = vcvtq_f32_s32(dot32(weights, at.x + row * kBlock));
+        total[r] = vfmaq_f32(total[r], both, whole);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) vst1q_f32(sums + kTile * r + kQuarter * quarter, total[r]);
+  }
+}
+
+}  // namespace
+}  // namespace specdec::ops
+
+#include "row_table.h"
+
+namespace specdec::ops {
+const RowKernels& neon_row_kernels() { return kRowKernels; }
+}  // namespace specdec::ops
+
+SPECDEC_OPS_TARGET_END
+
+#endif

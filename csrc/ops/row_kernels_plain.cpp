@@ -1,0 +1,72 @@
+#include <cmath>
+
+#include "row_kernels.h"
+#include "vectors_plain.h"
+// Behind vectors_plain.h:
+#include "row_algorithms.h"
+
+namespace specdec::ops {
+namespace {
+
+// code(block, g, output, j) gives the code of input 4g + j.
+template <class Code>
+void dots(const TileAndGroup& at, std::int64_t block, int rows, int row, const Code& code,
+          float (&dot)[kTile]) {
+  const std::int8_t* x = at.x + (block * rows + row) * kBlock;
+  for (int c = 0; c < kTile; ++c) {
+    std::int32_t sum = 0;
+    for (int i = 0; i < kBlock; ++i) sum += code(i / 4, c, i % 4) * x[i];
+    dot[c] = static_cast<float>(sum);
+  }
+}
+
+template <int kRows>
+void product4(const TileAndGroup& at, float* sums) {
+  for (int r = 0; r < kRows; ++r) {
+    float* total = sums + r * kTile;
+    for (int c = 0; c < kTile; ++c) total[c] = 0;
+    for (std::int64_t block = 0; block < at.blocks; ++block) {
+      const std::uint8_t* codes = at.codes + block * 256;
+      float dot[kTile];
+      dots(at, block, kRows, r, [&](int g, int c, int j) {
+        const int both = codes[(g % 4) * 64 + c * 4 + j];
+        return g < 4 ? both & 15 : both >> 4;
+      }, dot);
+      const std::uint16_t* scales = at.scales + block * 2 * kTile;
+      const float s = at.s[block * kRows + r];
+      const float scaled_sum = at.scaled_sums[block * kRows + r];
+      for (int c = 0; c < kTile; ++c) {
+        total[c] = std::fma(s * float_of_half(scales[c]), dot[c], total[c]);
+        total[c] = std::fma(float_of_half(scales[kTile + c]), scaled_sum, total[c]);
+      }
+    }
+  }
+}
+
+template <int kRows>
+void product8(const TileAndGroup& at, float* sums) {
+  for (int r = 0; r < kRows; ++r) {
+    float* total = sums + r * kTile;
+    for (int c = 0; c < kTile; ++c) total[c] = 0;
+    for (std::int64_t block = 0; block < at.blocks; ++block) {
+      const std::uint8_t* codes = at.codes + block * 512;
+      float dot[kTile];
+      dots(at, block, kRows, r,
+           [&](int g, int c, int j) { return codes[g * 64 + c * 4 + j] - 128; }, dot);
+      const std::uint16_t* scales = at.scales + block * kTile;
+      const float s = at.s[block * kRows + r];
+      for (int c = 0; c < kTile; ++c) {
+        total[c] = std::fma(s * float_of_half(scales[c]), dot[c], total[c]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace specdec::ops
+
+#include "row_table.h"
+
+namespace specdec::ops {
+const RowKernels& plain_row_kernels() { return kRowKernels; }
+}  // namespace specdec::ops
