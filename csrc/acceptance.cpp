@@ -5,12 +5,12 @@
 namespace specdec {
 namespace {
 
-constexpr double kKeep = 0.985;       // remembers some 65 observations
+constexpr double kKeep = 0.99;       // remembers some 100 observations
 constexpr double kGuess = 0.5;        // of a draft whose probability is not known
 constexpr double kSiblingGuess = 0.1;
 constexpr double kGuessWeight = 2;    // observations that a guess counts for
 constexpr double kBinWeight = 4;      // that a bin's prior counts for
-constexpr double kDepthWeight = 6;    // that a depth or a bin before counts as any other for
+constexpr double kDepthWeight = 12;    // that a depth or a bin before counts as any other for
 
 // Upper edges of the bins of probability; the last bin goes on to 1.
 constexpr float kEdges[] = {0.06f, 0.13f, 0.22f, 0.33f, 0.45f, 0.58f, 0.72f, 0.85f, 0.95f};

@@ -60,28 +60,36 @@ double AutoPolicy::rows_cost(std::int32_t rows, std::int32_t more) const {
   return rate_ * (costs_.target(rows + more) - costs_.target(rows));
 }
 
-// The best that more drafts, from this depth on, can add to a round of so many rows.
+// The best that more drafts, from this depth on, can add to a round of so many rows. Rows that
+// cost little may be worth more to the chain than to siblings before it: both are tried.
 AutoPolicy::Outlook AutoPolicy::outlook(std::int32_t depth, double reached, float before,
                                         std::int32_t rows) const {
+  if (fixed_width_ != kAuto) return outlook(depth, reached, before, rows, plan_.width, false);
+  const Outlook chain = outlook(depth, reached, before, rows, 1, false);
+  if (plan_.width == 1) return chain;
+  const Outlook tree = outlook(depth, reached, before, rows, plan_.width, true);
+  return tree.gain > chain.gain ? tree : chain;
+}
+
+AutoPolicy::Outlook AutoPolicy::outlook(std::int32_t depth, double reached, float before,
+                                        std::int32_t rows, std::int32_t width,
+                                        bool choosing) const {
   Outlook best;
   double gain = 0;
   double cost = 0;
   for (std::int32_t i = depth; i < plan_.depth; ++i) {
     const std::int32_t first = rows;
     ++rows;
-    double added = -rate_ * costs_.draft();
-    if (fixed_width_ == kAuto) {
-      for (std::int32_t j = 1; j < plan_.width && rows <= limits_.nodes; ++j, ++rows) {
-        const double worth = reached * mean_sibling_[j] - rows_cost(rows, 1);
-        if (worth <= 0) break;
-        added += reached * mean_sibling_[j];
-      }
-    } else {
-      rows += plan_.width - 1;
+    gain -= rate_ * costs_.draft();
+    for (std::int32_t j = 1; j < width; ++j) {
+      const double worth = reached * mean_sibling_[j];
+      if (choosing && (rows > limits_.nodes || worth <= rows_cost(rows, 1))) break;
+      gain += worth;
+      ++rows;
     }
     if (rows - 1 > limits_.nodes) break;
     reached *= acceptance_.next(i, i == depth ? before : AcceptanceModel::kUnsure);
-    gain += reached + added;
+    gain += reached;
     cost += rows_cost(first, rows - first);
     if (i == depth || gain - cost > best.gain) best = {gain - cost, i + 1 - depth};
   }

@@ -86,6 +86,8 @@ class AutoPolicy final : public DraftPolicy {
   double rows_cost(std::int32_t rows, std::int32_t more) const;
   Outlook outlook(std::int32_t depth, double reached, float before,
                   std::int32_t rows) const;
+  Outlook outlook(std::int32_t depth, double reached, float before, std::int32_t rows,
+                  std::int32_t width, bool choosing) const;
   std::int32_t choose_depth();
   bool probes(double gain);
   std::int32_t siblings(const Position& position, double before, std::int32_t behind) const;
