@@ -135,6 +135,7 @@ struct Declaration {
 // The ops: one function for each, listed in registration.cpp.
 Declaration linear();
 Declaration norm_linear();
+Declaration cached_attention();
 
 // Throws specdec::Error (invalid_input) with the message.
 [[noreturn]] void refuse(const std::string& message);

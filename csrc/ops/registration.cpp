@@ -19,6 +19,7 @@ std::vector<Declaration> declarations() {
   return {
       linear(),
       norm_linear(),
+      cached_attention(),
   };
 }
 
