@@ -82,14 +82,8 @@ class Student(Protocol):
         ...
 
 
-class StandaloneStudent(nn.Module):
-    """A small Llama with its own K/V: its layers, final norm, and perhaps embedding and head.
-
-    Parameters: ``layers.{j}.{role}``, ``final_norm``; with ``own_embedding`` also ``embedding``
-    and, unless the head is tied to it, ``head_rows`` (the whole vocabulary's).
-    """
-
-    kind = "standalone"
+class _LlamaStudent(nn.Module):
+    """What both kinds have: layers of Llama's, a final norm, embedding and head."""
 
     def __init__(
         self,
@@ -123,6 +117,32 @@ class StandaloneStudent(nn.Module):
             _keep(self, "embedding", embedding)
             _keep(self, "head_rows", _chosen(embedding if head is None else head, head_ids, dtype))
 
+    def head(self) -> Tensor:
+        """See ``Student``; differentiable where the student has a head of its own."""
+        if not self.own_embedding:
+            return _given(self.head_rows)
+        return _chosen(
+            self.embedding if self.head_rows is None else self.head_rows, self.head_ids, self.dtype
+        )
+
+    @torch.no_grad()
+    def _take(self, source: Checkpoint, layers: Sequence[int]) -> None:
+        """The weights of the target's ``layers``, and its final norm's."""
+        for module, layer in zip(self.layers, layers, strict=True):
+            if isinstance(module, Layer):
+                module.load(source, layer)
+        self.final_norm.copy_(torch.from_numpy(source.vector("final_norm").copy()))
+
+
+class StandaloneStudent(_LlamaStudent):
+    """A small Llama with its own K/V: its layers, final norm, and perhaps embedding and head.
+
+    Parameters: ``layers.{j}.{role}``, ``final_norm``; with ``own_embedding`` also ``embedding``
+    and, unless the head is tied to it, ``head_rows`` (the whole vocabulary's).
+    """
+
+    kind = "standalone"
+
     @classmethod
     def from_source(
         cls,
@@ -133,15 +153,8 @@ class StandaloneStudent(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
     ) -> StandaloneStudent:
         """Cut out of the target: its ``layers`` in that order, its embedding, its head's rows."""
-        student = cls(
-            _shape(source, layers),
-            matrix_tensor(source, "embedding"),
-            None if source.config.tied_head else matrix_tensor(source, "head"),
-            rotary_of(source),
-            head_ids=head_ids,
-            dtype=dtype,
-        )
-        _load_layers(student.layers, student.final_norm, source, layers)
+        student = cls(_shape(source, layers), *_of_target(source), head_ids=head_ids, dtype=dtype)
+        student._take(source, layers)
         return student
 
     def forward(self, batch: StudentBatch, depth: int = 1) -> list[Tensor]:
@@ -155,14 +168,6 @@ class StandaloneStudent(nn.Module):
             query, key, value = attention_inputs(config, layer, x, tables)
             x = layer_output(config, layer, x, causal_attention(query, key, value))
         return [rms_norm(x, self.final_norm, config.norm_eps, torch.float32)]
-
-    def head(self) -> Tensor:
-        """See ``Student``; differentiable where the student has a head of its own."""
-        if not self.own_embedding:
-            return _given(self.head_rows)
-        return _chosen(
-            self.embedding if self.head_rows is None else self.head_rows, self.head_ids, self.dtype
-        )
 
 
 class Bridge(nn.Module):
@@ -185,7 +190,7 @@ class Bridge(nn.Module):
         return torch.addcmul(self.bias, self.scale, x) + F.linear(joined, weight)
 
 
-class AttachedStudent(nn.Module):
+class AttachedStudent(_LlamaStudent):
     """A drafter on the target's final hidden state and K/V.
 
     Parameters: ``layers.{j}.{role}``, ``final_norm`` and, for each j of ``config.bridges``,
@@ -209,23 +214,21 @@ class AttachedStudent(nn.Module):
 
         ``embedding`` [V, H] and ``head`` [V, H] (None: tied) are the target's, float32.
         """
-        super().__init__()
-        self.target_layers = tuple(target_layers)
-        if not self.target_layers or sorted(set(self.target_layers)) != list(self.target_layers):
+        chosen = tuple(target_layers)
+        if not chosen or sorted(set(chosen)) != list(chosen):
             raise InvalidInputError(
                 f"target layers {list(target_layers)}: give at least one, in ascending order"
             )
-        self.config = replace(
-            config, layers=len(self.target_layers), target_layers=self.target_layers
+        super().__init__(
+            replace(config, layers=len(chosen), target_layers=chosen),
+            embedding,
+            head,
+            rotary,
+            head_ids=head_ids,
+            dtype=dtype,
         )
-        self.dtype = dtype
-        self.rotary = rotary
-        self.layers = nn.ModuleList(Layer(config) for _ in self.target_layers)
+        self.target_layers = chosen
         self.bridges = nn.ModuleDict({str(j): Bridge(config.hidden) for j in self.config.bridges})
-        self.final_norm = nn.Parameter(torch.ones(config.hidden))
-        self.head_ids = head_ids
-        _keep(self, "embedding", embedding)
-        _keep(self, "head_rows", _chosen(embedding if head is None else head, head_ids, dtype))
 
     @classmethod
     def from_source(
@@ -237,16 +240,9 @@ class AttachedStudent(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
     ) -> AttachedStudent:
         """The target's own ``target_layers``; bridges are the identity until they are fitted."""
-        student = cls(
-            _shape(source, target_layers),
-            target_layers,
-            matrix_tensor(source, "embedding"),
-            None if source.config.tied_head else matrix_tensor(source, "head"),
-            rotary_of(source),
-            head_ids=head_ids,
-            dtype=dtype,
-        )
-        _load_layers(student.layers, student.final_norm, source, target_layers)
+        shape = _shape(source, target_layers)
+        student = cls(shape, target_layers, *_of_target(source), head_ids=head_ids, dtype=dtype)
+        student._take(source, target_layers)
         return student
 
     def forward(self, batch: StudentBatch, depth: int = 1) -> list[Tensor]:
@@ -289,10 +285,6 @@ class AttachedStudent(nn.Module):
             outputs.append(hidden)
         return outputs
 
-    def head(self) -> Tensor:
-        """See ``Student``: the target's rows."""
-        return _given(self.head_rows)
-
     def _bridges(self) -> list[tuple[int, nn.Module]]:
         return [(int(name), bridge) for name, bridge in self.bridges.items()]
 
@@ -321,14 +313,10 @@ def _shape(source: Checkpoint, layers: Sequence[int]) -> ModelConfig:
     return replace(source.config, layers=len(layers))
 
 
-@torch.no_grad()
-def _load_layers(
-    modules: nn.ModuleList, final_norm: Tensor, source: Checkpoint, layers: Sequence[int]
-) -> None:
-    for module, layer in zip(modules, layers, strict=True):
-        if isinstance(module, Layer):
-            module.load(source, layer)
-    final_norm.copy_(torch.from_numpy(source.vector("final_norm").copy()))
+def _of_target(source: Checkpoint) -> tuple[Tensor, Tensor | None, Rotary]:
+    """The target's embedding, its head (None: tied), and its rotary embedding."""
+    head = None if source.config.tied_head else matrix_tensor(source, "head")
+    return matrix_tensor(source, "embedding"), head, rotary_of(source)
 
 
 def _keep(module: nn.Module, name: str, tensor: Tensor) -> None:
