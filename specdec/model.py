@@ -111,6 +111,11 @@ class Model:
         return isinstance(self._session, Session) and self._session.gives_hidden
 
     @property
+    def takes_trees(self) -> bool:
+        """Whether one step may hold several tokens for one position, and a token run alone."""
+        return isinstance(self._session, Session) and self._session.takes_rows
+
+    @property
     def first_token(self) -> int | None:
         """The token that every text on this model begins with; None where any may come first."""
         sink = self._session.sink if isinstance(self._session, FixedSession) else None
@@ -139,8 +144,9 @@ class Model:
     ) -> _core.Decoder:
         """A decoder with a KV cache for ``capacity`` tokens.
 
-        A target never runs a row alone, as a step or as the last tile of one, so that its logits
-        do not depend on how many drafts are checked; a drafter may.
+        Where a row that runs alone has other bits, a target never runs one, as a step or as the
+        last tile of one, so that its logits do not depend on how many drafts are checked; a drafter
+        may.
 
         Raises:
             InvalidInputError: There is no memory for that capacity, or the model is an attached
@@ -155,12 +161,13 @@ class Model:
             if isinstance(self._session, FixedSession):
                 return self._session.new_decoder(head_ids=self.head_ids)
             tile = _ATTENTION_TILE_HEADS * self.config.head_dim
+            padded = as_target and not self._session.takes_rows
             return self._session.new_decoder(
                 capacity=capacity,
-                min_width=_MIN_TARGET_WIDTH if as_target else 1,
+                min_width=_MIN_TARGET_WIDTH if padded else 1,
                 # A padded step has one more row.
-                max_logit_rows=max_logit_rows + (1 if as_target and max_logit_rows > tile else 0),
-                row_tile=tile if as_target else 0,
+                max_logit_rows=max_logit_rows + (1 if padded and max_logit_rows > tile else 0),
+                row_tile=tile if padded else 0,
                 head_ids=self.head_ids,
             )
         except MemoryError:
@@ -189,12 +196,14 @@ class Model:
 
     @cached_property
     def width_invariant(self) -> bool:
-        """Whether a row's logits are the same bits in steps of 2, 5 and 12 tokens, probed once.
+        """Whether a row's logits are the same bits in steps of 1, 2, 5 and 12 tokens, probed once.
+
+        And in a tree, where the model takes them. A step of one token may be padded to two.
 
         Where they are, greedy text and text of the ``coupled`` rule do not depend on draft lengths
         at all. Where they are not (other kernels, other processors), drafting still follows the
-        target's distribution, but a near-tie may fall the other way. The probe is five steps: on
-        the simulator of an NPU they take seconds each.
+        target's distribution, but a near-tie may fall the other way. The probe is six steps or
+        seven: on the simulator of an NPU they take seconds each.
         """
         rows = 12 if self.plan is None else min(12, self.plan.widths[-1])
         end = 4 + rows
@@ -207,11 +216,16 @@ class Model:
         decoder.forward(tokens[1:4], 1)
         decoder.commit(3)
         whole = np.array(decoder.forward(tokens[4:end], rows))
-        for width in (2, 5):
+        for width in (1, 2, 5):
             if width < rows:
                 part = decoder.forward(tokens[4 : 4 + width], width)
                 if not np.array_equal(part, whole[:width]):
                     return False
+        if self.takes_trees:
+            other = (tokens[5] + 1) % self.config.vocab
+            tree = decoder.forward([*tokens[4:6], other, tokens[6]], 4, [-1, 0, 0, 1])
+            if not np.array_equal(tree[[0, 1, 3]], whole[:3]):
+                return False
         first = min(5, rows - 1)
         decoder.forward(tokens[4 : 4 + first], 1)  # in two, over what the wide step left behind
         decoder.commit(first)

@@ -7,7 +7,8 @@ in buffers, never bindings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def check_backend(backend: str, threads: int | None) -> None:
         check_whole("threads", threads, 1, 1024, "1 to 1024, or None")
 
 
+def register_operators(options: onnxruntime.SessionOptions) -> str | None:
+    """Make the core's operators known to a session; returns why that failed, None if it did not.
+
+    It is no error yet: only graphs of some layouts have such operators.
+    """
+    try:
+        options.register_custom_ops_library(_core.__file__)
+    except Exception as error:
+        return _first_line(error)
+    return None
+
+
 class Session:
     """A graph on the CPU. Decoders made from one Session share its weights.
 
@@ -51,19 +64,24 @@ class Session:
         # Target and drafter take turns: a pool that goes on spinning after its step would hold the
         # cores that the other one needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        unregistered = register_operators(options)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(graph), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise ModelFolderError(
-                f"{graph}: ONNX Runtime {onnxruntime.__version__} cannot load it "
-                f"({_first_line(error)}); pull or convert the model again"
-            ) from error
+            raise _cannot_load(graph, error, unregistered) from error
         self._config = config
-        outputs = {output.name for output in self._session.get_outputs()}
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        outputs = {value.name for value in self._session.get_outputs()}
         self.gives_hidden = "hidden" in outputs
         """Whether the graph gives hidden states; those of earlier versions do not."""
+        self.takes_rows = "rows" in self._inputs
+        """Whether a step says of each row where it stands.
+
+        Such a graph computes every row by itself, from steps of one row on; of others, steps of
+        two rows and more give bit-identical rows, and a single row runs through other kernels.
+        """
 
     def new_decoder(
         self,
@@ -86,7 +104,7 @@ class Session:
                 logit i belongs to id i.
         """
         config = self._config
-        runner = _Runner(self._session, config)
+        runner = _Runner(self._session, config, self._inputs)
         decoder = _core.InPlaceDecoder(
             vocabulary=config.vocab,
             head_ids=[] if head_ids is None else head_ids.tolist(),
@@ -99,6 +117,7 @@ class Session:
             max_logit_rows=max_logit_rows,
             row_tile=row_tile,
             hidden=config.hidden if self.gives_hidden else 0,
+            takes_rows=self.takes_rows,
             run=runner,
         )
         runner.attach(decoder)
@@ -120,7 +139,7 @@ class Session:
             context: Positions that the graph can take.
             head_ids: As for ``new_decoder``.
         """
-        runner = _Runner(self._session, self._config)
+        runner = _Runner(self._session, self._config, self._inputs)
         decoder = _core.AttachedDecoder(
             vocabulary=self._config.vocab,
             head_ids=[] if head_ids is None else head_ids.tolist(),
@@ -140,9 +159,10 @@ class _Runner:
     an attached drafter's decoder is its target's.
     """
 
-    def __init__(self, session: Any, config: ModelConfig):
+    def __init__(self, session: Any, config: ModelConfig, inputs: Set[str]):
         self._session = session
         self._config = config
+        self._inputs = inputs
         self._buffers: dict[str, tuple[Any, list[int], int]] = {}
         self._bindings: dict[tuple[int, int], Callable[[], None]] = {}
 
@@ -173,9 +193,10 @@ class _Runner:
             binding.bind_output(name, "cpu", 0, dtype, whole if shape is None else shape, address)
 
         bind_input("tokens", "tokens", [1, width])
-        bind_input("seqlens_k", "seqlens_k")
-        bind_input("total_length", "total_length")
         bind_input("first_logit_row", "first_logit_row")
+        for name, shape in (("rows", [4, width]), ("seqlens_k", [1]), ("total_length", [])):
+            if name in self._inputs:
+                bind_input(name, name, shape)
         head_size = self._config.head_size
         bind_output("logits", "logits", [1, width - first_logit_row, head_size])
         rows = [1, width, self._config.hidden]
@@ -189,6 +210,19 @@ class _Runner:
                 bind_input(f"past_{kind}.{layer}", f"{kind}.{layer}")
                 bind_output(f"present_{kind}.{layer}", f"{kind}.{layer}")
         return partial(self._session.run_with_iobinding, binding)
+
+
+def _cannot_load(graph: Path, error: Exception, unregistered: str | None) -> ModelFolderError:
+    if missing := re.search(r"specdec:(\w+)\(", str(error)):
+        reason = "" if unregistered is None else f" ({unregistered})"
+        return ModelFolderError(
+            f"{graph}: it needs the operator {missing[1]}, which this build of specdec does not "
+            f"have{reason}; install specdec anew, or convert the model with --layout nbits8"
+        )
+    return ModelFolderError(
+        f"{graph}: ONNX Runtime {onnxruntime.__version__} cannot load it ({_first_line(error)}); "
+        "pull or convert the model again"
+    )
 
 
 def _first_line(error: Exception) -> str:

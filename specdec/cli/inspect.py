@@ -83,6 +83,7 @@ def describe_here(model: Model) -> dict[str, Any]:
         "width_invariant": (
             None if model.device == "NPU simulator" or model.is_attached else model.width_invariant
         ),
+        "trees": model.takes_trees,
     }
 
 
@@ -185,7 +186,16 @@ def _rows_here(model: dict[str, Any]) -> dict[str, str]:
             if model["config"]["target_layers"] is not None
             else _WIDTH_INVARIANCE[model["role"], model["width_invariant"]]
         ),
+        **_tree_rows(model),
     }
+
+
+def _tree_rows(model: dict[str, Any]) -> dict[str, str]:
+    if model["role"] != "target":
+        return {}
+    if not model["trees"]:
+        return {"trees": "no: a step has one token for each position"}
+    return {"trees": "yes: a step may have several candidates for one position"}
 
 
 def _drafter_rows(drafter: dict[str, Any] | None) -> dict[str, str]:
@@ -227,8 +237,8 @@ _WIDTH_INVARIANCE = {
     ("target", None): "not probed in the simulator",
     ("drafter", None): "not probed in the simulator (for a drafter it does not matter)",
     ("target", True): (
-        "yes: a token's logits are the same bits however many tokens share its step, so greedy "
-        "text is the same token for token whatever the drafter and the draft length"
+        "yes: a token's logits are the same bits alone and with any number of others in its step, "
+        "so greedy text is the same token for token whatever the drafter and the draft length"
     ),
     ("target", False): (
         "NO, WARNING: on this machine a token's logits change in their last bits with the number "
