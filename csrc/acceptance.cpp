@@ -6,6 +6,7 @@ namespace specdec {
 namespace {
 
 constexpr double kKeep = 0.99;       // remembers some 100 observations
+constexpr double kKeepUnseen = 0.99;  // of what was seen of depths that a round did not reach
 constexpr double kGuess = 0.5;        // of a draft whose probability is not known
 constexpr double kSiblingGuess = 0.1;
 constexpr double kGuessWeight = 2;    // observations that a guess counts for
@@ -35,6 +36,11 @@ void AcceptanceModel::Count::fade(double most) {
   if (expected <= most) return;
   happened *= most / expected;
   expected = most;
+}
+
+void AcceptanceModel::Count::age(double keep) {
+  happened *= keep;
+  expected *= keep;
 }
 
 double AcceptanceModel::Count::ratio(double prior, double weight) const {
@@ -96,6 +102,16 @@ void AcceptanceModel::add_next(std::int32_t depth, float before, bool accepted) 
   const double hit = accepted ? 1 : 0;
   if (depth > 0) next_after_[bin(before)].add(hit, mean_next_[depth]);
   next_[depth].add(hit, 1);
+  refresh();
+}
+
+void AcceptanceModel::end_round(std::int32_t depth) {
+  if (depth < 1) return;  // a plain round: nothing was looked at, and nothing is to be looked for
+  for (auto i = static_cast<std::size_t>(depth); i < next_.size(); ++i) {
+    next_[i].age(kKeepUnseen);
+    depth_[i].age(kKeepUnseen);
+  }
+  for (Count& count : next_after_) count.age(kKeepUnseen);
   refresh();
 }
 

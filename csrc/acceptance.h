@@ -28,6 +28,10 @@ class AcceptanceModel {
   void add_sibling(float confidence, bool chosen);
   void add_next(std::int32_t depth, float before, bool accepted);
 
+  // A round drafted to this depth. What was seen of greater ones fades, back to what the lesser
+  // ones suggest: else a bad start there would never be found out.
+  void end_round(std::int32_t depth);
+
   // What was seen so far counts for no more than `observations` from here on.
   void fade(double observations);
 
@@ -40,6 +44,7 @@ class AcceptanceModel {
     double expected = 0;  // or the number of observations
     void add(double what, double instead_of);
     void fade(double most);
+    void age(double keep);
     // happened over expected, with `weight` of both at `prior` added.
     double ratio(double prior, double weight) const;
   };

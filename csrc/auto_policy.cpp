@@ -220,6 +220,7 @@ void AutoPolicy::learn(const RoundOutcome& outcome) {
     }
     before = confidence;
   }
+  acceptance_.end_round(steps);
 }
 
 void AutoPolicy::account(double tokens, double plain_steps) {

@@ -68,6 +68,7 @@ class AutoPolicy final : public DraftPolicy {
   // Committed tokens per second that are expected with drafting as decided here, and without.
   double expected_rate() const { return rate(); }
   double plain_rate() const { return 1 / costs_.target(1); }
+  double seconds(std::int32_t rows) const { return costs_.target(rows); }  // of a target step
 
  private:
   struct Outlook {

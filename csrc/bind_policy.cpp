@@ -53,6 +53,7 @@ void bind_policy(py::module_& m) {
           py::kw_only(), py::arg("drafted"), py::arg("rows"), py::arg("accepted"),
           py::arg("chosen"), py::arg("all_compared"), py::arg("draft_seconds"),
           py::arg("target_seconds"))
+      .def("seconds", &AutoPolicy::seconds, py::arg("rows"))
       .def_property_readonly("expected_rate", &AutoPolicy::expected_rate)
       .def_property_readonly("plain_rate", &AutoPolicy::plain_rate);
 }
