@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-_TEXT, _SHAPE, _TRAINING, _RUN, _EVALUATION = (
-    "The text",
-    "The drafter",
-    "Training",
-    "The run",
-    "Evaluating (--evaluate)",
-)
+from specdec.distill.options import RUN, Options, option_names
+
+_EVALUATION = "Evaluating (--evaluate)"
+
+# How options that the command line cannot hold as they are come from it.
+_TYPED = {
+    "target_layers": str | None,
+    "prompts": list[str] | None,
+    "initial": Path | None,
+    "text": Path | None,
+}
 
 
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of ``Options`` for its ``options``, in that place."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = list(signature.parameters.values())
+    place = next(i for i, one in enumerate(parameters) if one.name == "replace")
+    parameters[place:] = [*_options(), *parameters[place:-1]]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _options() -> list[inspect.Parameter]:
+    types = get_type_hints(Options) | _TYPED
+    found = []
+    for option in fields(Options):
+        about = option.metadata
+        if not about:
+            continue
+        flag = (f"--{option.name}",) if types[option.name] is bool else ()
+        declared = typer.Option(
+            *flag,
+            help=about["help"],
+            rich_help_panel=about["part"],
+            show_default=about["otherwise"] or True,
+        )
+        found.append(
+            inspect.Parameter(
+                option.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=None if about["otherwise"] else option.default,
+                annotation=Annotated[types[option.name], declared],
+            )
+        )
+    return found
+
+
+@_with_options
 def distill(
     target: Annotated[
         str | None,
@@ -36,179 +79,12 @@ def distill(
         Path | None,
         typer.Option(metavar="WORK", help="Plot the log of a run's folder, and make nothing."),
     ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="About how long all of it may take.", show_default="25"),
-    ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            help="attached (reads the target's states) or standalone.",
-            show_default="attached for a GGUF file",
-            rich_help_panel=_SHAPE,
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Parameters in its layers, such as 115m.", rich_help_panel=_SHAPE),
-    ] = None,
-    cost: Annotated[
-        float | None,
-        typer.Option(help="Its step as a fraction of the target's.", rich_help_panel=_SHAPE),
-    ] = None,
-    target_layers: Annotated[
-        str | None,
-        typer.Option(
-            help="The target's layers that it starts from: 0,10,20,29.", rich_help_panel=_SHAPE
-        ),
-    ] = None,
-    head: Annotated[
-        int | None, typer.Option(help="Ids in its head.", rich_help_panel=_SHAPE)
-    ] = None,
-    initial: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights to begin with: a run's checkpoint.pt, or a drafter.gguf.",
-            rich_help_panel=_SHAPE,
-        ),
-    ] = None,
-    origin: Annotated[
-        str,
-        typer.Option(
-            help="Where its first weights come from: target or random.", rich_help_panel=_SHAPE
-        ),
-    ] = "target",
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="How it holds weights: a layout of convert's, or for an NPU of quantize's.",
-            rich_help_panel=_SHAPE,
-        ),
-    ] = None,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A file of prompts for the target to answer; may be repeated.",
-            show_default="the target writes them itself",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="A folder of text that is there already.", rich_help_panel=_TEXT),
-    ] = None,
-    text_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens for the target to write.", show_default="by time", rich_help_panel=_TEXT
-        ),
-    ] = None,
-    length: Annotated[
-        int, typer.Option(help="Tokens of its longest conversation.", rich_help_panel=_TEXT)
-    ] = 400,
-    follow: Annotated[
-        bool,
-        typer.Option("--follow", help="Take in new shards between epochs.", rich_help_panel=_TEXT),
-    ] = False,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            help="A Jinja file, or the name of a template that comes with specdec: llama-2.",
-            show_default="the target's own",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens to train on.", show_default="by time", rich_help_panel=_TRAINING),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="cached (the target's states on disk) or online.",
-            show_default="cached on a CPU",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    loss: Annotated[
-        str,
-        typer.Option(help="kl, reverse_kl, tvd, tvd++, lk or lk_mix.", rich_help_panel=_TRAINING),
-    ] = "lk",
-    loss_from: Annotated[
-        float,
-        typer.Option(help="Share of the run that is KL alone.", rich_help_panel=_TRAINING),
-    ] = 0.6,
-    loss_share: Annotated[
-        float,
-        typer.Option(help="How much of KL the loss replaces then.", rich_help_panel=_TRAINING),
-    ] = 0.7,
-    depth: Annotated[
-        int,
-        typer.Option(help="Drafts of a round that are unrolled.", rich_help_panel=_TRAINING),
-    ] = 2,
-    on_policy: Annotated[
-        float,
-        typer.Option(
-            help="Share of the batches that the drafter writes itself.", rich_help_panel=_TRAINING
-        ),
-    ] = 0.0,
-    on_policy_tokens: Annotated[
-        int, typer.Option(help="Tokens that it writes then.", rich_help_panel=_TRAINING)
-    ] = 8,
-    optimizer: Annotated[
-        str, typer.Option(help="adamw or muon.", rich_help_panel=_TRAINING)
-    ] = "adamw",
-    rate: Annotated[
-        float, typer.Option(help="Highest learning rate.", rich_help_panel=_TRAINING)
-    ] = 8e-4,
-    batch_tokens: Annotated[
-        int, typer.Option(help="Tokens of a batch.", rich_help_panel=_TRAINING)
-    ] = 2048,
-    accumulate: Annotated[
-        int, typer.Option(help="Batches of a step.", rich_help_panel=_TRAINING)
-    ] = 1,
-    warmup: Annotated[
-        int, typer.Option(help="Steps of a rising rate.", rich_help_panel=_TRAINING)
-    ] = 20,
-    user_weight: Annotated[
-        float, typer.Option(help="What the user's turns count.", rich_help_panel=_TRAINING)
-    ] = 0.3,
-    evaluate_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens between two measurements.",
-            show_default="12 in a run",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    held_out: Annotated[
-        int, typer.Option(help="Conversations measured on.", rich_help_panel=_TRAINING)
-    ] = 64,
-    seed: Annotated[int, typer.Option(help="Of everything.", rich_help_panel=_RUN)] = 1,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="What to train on.", show_default="a GPU where there is one", rich_help_panel=_RUN
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Of matrix products: bfloat16 or float32.",
-            show_default="bfloat16",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Threads.", show_default="the libraries' own", rich_help_panel=_RUN),
-    ] = None,
     replace: Annotated[
         bool,
         typer.Option(
             "--replace",
             help="Replace a model folder or files that are there.",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = False,
     prompts_per_kind: Annotated[
@@ -248,13 +124,14 @@ def distill(
     plot_format: Annotated[
         str, typer.Option(help="svg or png.", rich_help_panel=_EVALUATION)
     ] = "svg",
+    **options: Any,
 ) -> None:
     """Make a drafter that fits a target; prints the folder, which appears when it is whole.
 
     The target writes text, a student learns to say what it would say, and the result is exported
     and measured. Killed at any moment and called again, it goes on where it was.
     """
-    given = dict(locals())
+    given = {**options, **locals()}
     _check_mode(target, output, evaluate, plot)
     if evaluate is not None:
         _evaluate(evaluate, given)
@@ -282,7 +159,6 @@ def _make(target: str, output: Path, given: dict[str, Any]) -> None:
     from specdec.cli.console import StageProgress, tell
 
     _require_torch()
-    from specdec.distill.options import Options, option_names
     from specdec.distill.pipeline import distill as make_drafter
 
     values = {name: given[name] for name in option_names() if given.get(name) is not None}
