@@ -2,17 +2,28 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 #include "../error.h"
 
 namespace specdec::ops {
 namespace {
 
-// Throws what a status says.
-void check(const OrtApi* api, OrtStatus* status, const std::string& doing) {
+// Refuses with a message where the status is a failure. Calls are many and short: a message is only
+// put together when it is needed.
+template <class Message>
+void check(const OrtApi* api, OrtStatus* status, const Message& message) {
   if (status == nullptr) return;
   abi::ReleaseStatus::of(api)(status);
-  refuse(doing);
+  if constexpr (std::is_convertible_v<const Message&, const char*>) {
+    refuse(message);
+  } else {
+    refuse(message());
+  }
+}
+
+std::string missing(const char* kind, const char* name, const char* type) {
+  return std::string(kind) + " " + name + type + " is missing";
 }
 
 class ShapeInfo {
@@ -82,14 +93,14 @@ const void* Tensor::raw() const {
 std::int64_t Node::integer(const char* attribute) const {
   std::int64_t value = 0;
   check(api_, abi::KernelInfoGetInt64::of(api_)(info_, attribute, &value),
-        std::string("attribute ") + attribute + " (an integer) is missing");
+        [&] { return missing("attribute", attribute, " (an integer)"); });
   return value;
 }
 
 float Node::real(const char* attribute) const {
   float value = 0;
   check(api_, abi::KernelInfoGetFloat::of(api_)(info_, attribute, &value),
-        std::string("attribute ") + attribute + " (a float) is missing");
+        [&] { return missing("attribute", attribute, " (a float)"); });
   return value;
 }
 
@@ -109,7 +120,7 @@ Tensor Node::constant(std::size_t i, const char* name) const {
   int constant = 0;
   const OrtValue* value = nullptr;
   check(api_, abi::KernelInfoGetConstantInput::of(api_)(info_, i, &constant, &value),
-        std::string("input ") + name + " is missing");
+        [&] { return missing("input", name, ""); });
   if (constant == 0 || value == nullptr) {
     refuse(std::string("input ") + name + " must be an initializer");
   }
@@ -139,7 +150,9 @@ void* Call::raw_output(std::size_t i, const Shape& shape) const {
   OrtValue* value = nullptr;
   check(api_,
         abi::KernelContextGetOutput::of(api_)(context_, i, shape.dims(), shape.rank(), &value),
-        "there is no memory of shape " + shape.text() + " for output " + std::to_string(i));
+        [&] {
+          return "there is no memory of shape " + shape.text() + " for output " + std::to_string(i);
+        });
   if (value == nullptr) return nullptr;
   void* data = nullptr;
   check(api_, abi::GetTensorMutableData::of(api_)(value, &data), "an output has no memory");
