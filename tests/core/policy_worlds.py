@@ -20,6 +20,7 @@ CANDIDATES = 4
 _SHARES = (0.4, 0.2, 0.1)  # of the siblings in what they have together
 _SPREAD = 0.8  # of positions around their mean, at most
 
+
 def _siblings(best: float) -> float:
     """What the next best have together: part of what is left, and little where all are bad."""
     return (1 - best) * min(2 * best, 1)
@@ -151,7 +152,8 @@ def _round(
     world: World, phase: Phase, policy: Any, width: int, rng: random.Random, result: Play
 ) -> None:
     depth, widest, _ = policy.begin(MAX_DEPTH, MAX_ROWS - 1, width)
-    assert 0 <= depth <= MAX_DEPTH and 1 <= widest <= max(width, 1)
+    assert 0 <= depth <= MAX_DEPTH
+    assert 1 <= widest <= max(width, 1)
     steps, nodes, accepted, chosen, sibling = 0, 0, 0, -1, 0
     drafted = 0
     reached, expected = 1.0, 1.0
@@ -162,7 +164,8 @@ def _round(
         beliefs = [phase.believes(chance) for chance in chances]
         known = [belief for belief in beliefs if belief is not None]
         checked, go_on = policy.branch(steps, known, widest)
-        assert 0 <= checked <= widest and (checked > 0 or not go_on)
+        assert 0 <= checked <= widest
+        assert checked > 0 or not go_on
         expected += reached * sum(chances[:checked])
         reached *= chances[0]
         if alive:
@@ -177,7 +180,8 @@ def _round(
         steps += 1
         drafted += checked > 0
         nodes += checked
-    assert steps <= depth and nodes < MAX_ROWS
+    assert steps <= depth
+    assert nodes < MAX_ROWS
     target, draft = world.step(1 + nodes), steps * world.draft
     result.tokens += 1 + accepted + sibling
     result.expected += expected

@@ -113,7 +113,8 @@ def test_limits_of_a_round_are_kept(depth: int, nodes: int) -> None:
                 taken, go_on = policy.branch(steps, candidates, widest)
                 assert 0 <= taken <= widest
                 checked, drafted, steps = checked + taken, drafted + (taken > 0), steps + 1
-            assert steps <= plan and checked <= nodes
+            assert steps <= plan
+            assert checked <= nodes
             policy.observe(
                 drafted=drafted,
                 rows=1 + checked,
