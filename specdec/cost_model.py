@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from specdec.errors import InvalidInputError
+from specdec.model_shape import ModelShape
 
 ROW_TILE = 32
 """Rows that the NPU's matrix unit takes at once: a step's rows cost as the next multiple of it."""
@@ -35,6 +36,19 @@ class DecoderShape:
     ffn: int
     head_size: int
     """Rows of the head: the vocabulary, or fewer where a drafter's head is trimmed."""
+
+    @classmethod
+    def of(cls, model: ModelShape, head_size: int | None = None) -> DecoderShape:
+        """A model's sizes with ``head_size`` rows of the head; None: the whole vocabulary."""
+        return cls(
+            layers=model.layers,
+            hidden=model.hidden,
+            heads=model.heads,
+            kv_heads=model.kv_heads,
+            head_dim=model.head_dim,
+            ffn=model.ffn,
+            head_size=head_size or model.vocab,
+        )
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -114,6 +114,11 @@ class Stats:
         shares = sum(self.seconds.values()) or 1.0
         spent = ", ".join(f"{name} {value / shares:.0%}" for name, value in self.seconds.items())
         return f"{' · '.join(parts)} · time: {spent}"
+
+
+def percents(shares: Iterable[float | None], separator: str = " ") -> str:
+    """Shares in whole percent without the sign, for a table; ``-`` where there is none."""
+    return separator.join("-" if share is None else f"{share * 100:.0f}" for share in shares)
 
 
 def _sums(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:

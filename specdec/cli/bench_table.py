@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from specdec.stats import percents
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -85,8 +87,8 @@ def _cells(summary: Summary) -> list[str]:
         f"{summary.slowest:.1f}..{summary.fastest:.1f}",
         "-" if summary.ratio is None else f"{summary.ratio:.2f}",
         f"{summary.first_token_seconds * 1e3:.0f}",
-        "/".join(f"{share:.0%}".rstrip("%") for share in shares),
-        " ".join(f"{share * 100:.0f}" for share in summary.acceptance_by_position[:8]) or "-",
+        percents(shares, "/"),
+        percents(summary.acceptance_by_position[:8]) or "-",
     ]
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specdec.cli.options import ReplaceOption
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -42,9 +44,7 @@ def compile_command(
     report: Annotated[
         bool, typer.Option("--report", help="Also print sizes, times and memory traffic.")
     ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a model folder that is there already.")
-    ] = False,
+    replace: ReplaceOption = False,
 ) -> None:
     """Compile a model for one chip, on any x86-64 machine; prints the folder.
 

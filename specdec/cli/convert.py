@@ -7,32 +7,28 @@ from typing import Annotated
 
 import typer
 
+from specdec.cli.options import (
+    ChatTemplateOption,
+    FolderOption,
+    NameOption,
+    ReplaceOption,
+    TargetSourceOption,
+)
+
 
 def convert(
     source: Annotated[Path, typer.Argument(help="A GGUF file or a Hugging Face folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
+    output: FolderOption,
     layout: Annotated[
         str | None,
         typer.Option(
             help="How weights and activations are held.", show_default="the best for its role"
         ),
     ] = None,
-    target_source: Annotated[
-        Path | None, typer.Option(help="For a drafter: its target's GGUF checkpoint.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The model's name.", show_default="the folder's")
-    ] = None,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            help="A Jinja file, or the name of a template that comes with specdec: llama-2.",
-            show_default="the checkpoint's own",
-        ),
-    ] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a model folder that is there already.")
-    ] = False,
+    target_source: TargetSourceOption = None,
+    name: NameOption = None,
+    chat_template: ChatTemplateOption = None,
+    replace: ReplaceOption = False,
 ) -> None:
     """Convert a checkpoint to a model folder; prints it. The folder appears when it is whole."""
     from specdec.cli.console import StageProgress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,6 +62,23 @@ SeedOption = Annotated[
     typer.Option(help="The same seed gives the same text.", show_default="drawn"),
 ]
 SystemOption = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
+FolderOption = Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")]
+TargetSourceOption = Annotated[
+    Path | None, typer.Option(help="For a drafter: its target's GGUF checkpoint.")
+]
+NameOption = Annotated[
+    str | None, typer.Option(help="The model's name.", show_default="the folder's")
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A Jinja file, or the name of a template that comes with specdec: llama-2.",
+        show_default="the checkpoint's own",
+    ),
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Replace a model folder that is there already.")
+]
 
 
 def parse_draft_length(text: str) -> int | str:

@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specdec.cli.options import (
+    ChatTemplateOption,
+    FolderOption,
+    NameOption,
+    ReplaceOption,
+    TargetSourceOption,
+)
+
 if TYPE_CHECKING:
     from specdec.cli.console import StageProgress
 
@@ -18,7 +26,7 @@ def quantize(
         str,
         typer.Argument(help="A GGUF file, a Hugging Face folder, or a name that pull knows."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
+    output: FolderOption,
     layout: Annotated[
         str, typer.Option(help="How weights are held: w8a16, w4a16-b32, fp16...")
     ] = "w8a16",
@@ -40,22 +48,10 @@ def quantize(
         int, typer.Option(help="Tokens that the model writes to calibrate with.")
     ] = 4096,
     seed: Annotated[int, typer.Option(help="Of what the model writes.")] = 0,
-    target_source: Annotated[
-        Path | None, typer.Option(help="For a drafter: its target's GGUF checkpoint.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The model's name.", show_default="the folder's")
-    ] = None,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            help="A Jinja file, or the name of a template that comes with specdec: llama-2.",
-            show_default="the checkpoint's own",
-        ),
-    ] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a model folder that is there already.")
-    ] = False,
+    target_source: TargetSourceOption = None,
+    name: NameOption = None,
+    chat_template: ChatTemplateOption = None,
+    replace: ReplaceOption = False,
     report: Annotated[
         Path | None,
         typer.Option(help="Measure the result, and write REPORT.md, .json and .svg."),

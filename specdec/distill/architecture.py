@@ -62,7 +62,7 @@ class Plan:
         head."""
         config = self.config
         norms = (2 * config.layers + 1) * config.hidden
-        count = _decoder(config).layer_weights * config.layers + norms
+        count = DecoderShape.of(config).layer_weights * config.layers + norms
         if self.own_embedding:
             return count + config.vocab * config.hidden * (1 if config.tied_head else 2)
         return count + len(self.config.bridges) * (2 * config.hidden**2 + 2 * config.hidden)
@@ -70,7 +70,7 @@ class Plan:
     @property
     def step_weights(self) -> int:
         """Weights of matrices that one step reads, the head included."""
-        shape = _decoder(self.config, self.head_size)
+        shape = DecoderShape.of(self.config, self.head_size)
         bridges = len(self.config.bridges) * 2 * self.config.hidden**2
         return shape.layers * shape.layer_weights + bridges + shape.head_weights
 
@@ -200,7 +200,7 @@ def chosen_layers(layers: int, count: int, kind: str) -> tuple[int, ...]:
 
 def step_weights(config: ModelConfig) -> int:
     """Weights of matrices that a step of a whole model reads."""
-    shape = _decoder(config)
+    shape = DecoderShape.of(config)
     return shape.layers * shape.layer_weights + shape.head_weights
 
 
@@ -306,18 +306,6 @@ class _Maker:
                 )
                 head = self.head_size or target.vocab
                 yield Plan(self.kind, config, target, None, head, self.correction)
-
-
-def _decoder(config: ModelConfig, head_size: int | None = None) -> DecoderShape:
-    return DecoderShape(
-        layers=config.layers,
-        hidden=config.hidden,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        ffn=config.ffn,
-        head_size=head_size or config.vocab,
-    )
 
 
 def _with_tuple(values: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def cost_ratio(target: Model, draft: Model | Ngram) -> CostRatio:
 
 def step_weights(config: ModelConfig) -> int:
     """Weights that a step reads: the linears of all layers, the bridges, and the head's rows."""
-    shape = _shape(config)
+    shape = DecoderShape.of(config, config.head_size)
     bridges = len(config.bridges) * 2 * config.hidden**2
     return shape.layers * shape.layer_weights + bridges + shape.head_weights
 
@@ -115,8 +115,8 @@ def step_weights(config: ModelConfig) -> int:
 def parameters(config: ModelConfig) -> int:
     """Parameters of a model; a tied head, trimmed or not, is a part of the embedding."""
     norms = (2 * config.layers + 1) * config.hidden
-    head = 0 if config.tied_head else _shape(config).head_weights
-    layers = config.layers * _shape(config).layer_weights
+    head = 0 if config.tied_head else DecoderShape.of(config, config.head_size).head_weights
+    layers = config.layers * DecoderShape.of(config, config.head_size).layer_weights
     layers += len(config.bridges) * (2 * config.hidden + 2) * config.hidden
     return layers + norms + config.vocab * config.hidden + head
 
@@ -272,15 +272,3 @@ class Sample:
 
 def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
-
-
-def _shape(config: ModelConfig) -> DecoderShape:
-    return DecoderShape(
-        layers=config.layers,
-        hidden=config.hidden,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        ffn=config.ffn,
-        head_size=config.head_size,
-    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from specdec.distill.evaluate.figures import Cell, Estimate
 from specdec.distill.evaluate.report import PairReport
+from specdec.stats import percents
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,8 +132,8 @@ def _row(cell: Cell) -> list[str]:
         str(cell.rounds),
         _interval(cell.block_efficiency),
         _interval(cell.mbsu),
-        _positions(cell.acceptance),
-        _positions(cell.unconditional),
+        percents(None if e is None else e.value for e in cell.acceptance),
+        percents(None if e is None else e.value for e in cell.unconditional),
         _interval(cell.step_cost),
         _interval(cell.plain_step_cost),
     ]
@@ -144,10 +145,6 @@ def _interval(estimate: Estimate | None) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.2f}"
     return f"{estimate.value:.2f} [{estimate.low:.2f}..{estimate.high:.2f}]"
-
-
-def _positions(estimates: Sequence[Estimate | None]) -> str:
-    return " ".join("-" if e is None else f"{e.value * 100:.0f}" for e in estimates)
 
 
 def _line(cells: Sequence[str]) -> str:
