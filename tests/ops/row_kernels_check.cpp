@@ -1,0 +1,120 @@
+// Every instruction set of this CPU against plain C++, bit for bit, on memory of exactly the size
+// that is needed: built with sanitizers by test_row_kernels.py, or for another CPU by hand.
+
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/ops/row_kernels.h"
+
+using namespace specdec::ops;
+
+namespace {
+
+struct Case {
+  int bits;
+  std::int64_t blocks, outputs, rows;
+  bool swiglu;
+};
+
+template <class T>
+std::vector<T> random_values(std::mt19937& random, std::int64_t count, T (*value)(std::mt19937&)) {
+  std::vector<T> values(static_cast<std::size_t>(count));
+  for (T& x : values) x = value(random);
+  return values;
+}
+
+float number(std::mt19937& random) {
+  const auto word = static_cast<std::int32_t>(random());
+  return static_cast<float>(word) * (random() % 16 == 0 ? 1e-7f : 1e-9f);
+}
+
+// All that the kernels write, as bits.
+std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
+  std::mt19937 random(7);
+  const std::int64_t parts = at.swiglu ? 2 : 1;
+  const std::int64_t pairs = (at.outputs + kTile - 1) / kTile;
+  const std::int64_t inputs = at.blocks * kBlock;
+  Matrix matrix{at.bits, at.blocks, parts * pairs, nullptr, nullptr};
+  const auto codes = random_values<std::uint8_t>(
+      random, matrix.tiles * matrix.tile_codes(),
+      [](std::mt19937& r) { return static_cast<std::uint8_t>(r()); });
+  const auto scales = random_values<std::uint16_t>(  // halves below 2, of both signs
+      random, matrix.tiles * matrix.tile_scales(),
+      [](std::mt19937& r) { return static_cast<std::uint16_t>(r() & 0xBFFFu); });
+  matrix.codes = codes.data();
+  matrix.scales = scales.data();
+  const auto residual = random_values<float>(random, at.rows * inputs, number);
+  const auto update = random_values<float>(random, at.rows * inputs, number);
+  const auto gain = random_values<float>(random, inputs, number);
+
+  const auto values = static_cast<std::size_t>(at.rows * inputs);
+  const auto scale_count = static_cast<std::size_t>(at.rows * at.blocks);
+  std::vector<std::int8_t> rounded(values);
+  std::vector<float> s(scale_count), scaled_sums(scale_count), sum(values), normed(values);
+  std::vector<std::int32_t> shifted_sums(scale_count);
+  std::vector<float> y(static_cast<std::size_t>(at.rows * at.outputs));
+  const Rows rows{at.rows,  at.blocks,          rounded.data(),
+                  s.data(), scaled_sums.data(), shifted_sums.data()};
+  std::vector<std::uint32_t> bits;
+  const auto keep = [&](const auto& vector) {
+    for (auto x : vector) {
+      std::uint32_t word = 0;
+      std::memcpy(&word, &x, sizeof x);
+      bits.push_back(word);
+    }
+  };
+  const auto multiply = [&] {
+    const auto work = at.swiglu ? kernels.multiply_swiglu : kernels.multiply;
+    work(matrix, rows, 0, pairs / 2, at.outputs, y.data());
+    work(matrix, rows, pairs / 2, pairs, at.outputs, y.data());
+    keep(y);
+    keep(rounded);
+    keep(s);
+    keep(scaled_sums);
+    keep(shifted_sums);
+  };
+
+  for (std::int64_t i = 0; i < rows.groups(); ++i) kernels.round(residual.data(), rows, i);
+  multiply();
+  const Norm norm{residual.data(), update.data(), gain.data(), 1e-5f, sum.data(), normed.data()};
+  for (std::int64_t i = 0; i < rows.groups(); ++i) kernels.norm_and_round(norm, rows, i);
+  multiply();
+  keep(sum);
+  keep(normed);
+  const Norm less{residual.data(), nullptr, gain.data(), 1e-5f, nullptr, nullptr};
+  for (std::int64_t i = 0; i < rows.groups(); ++i) kernels.norm_and_round(less, rows, i);
+  multiply();
+  return bits;
+}
+
+}  // namespace
+
+int main() {
+  int compared = 0;
+  for (const char* name : {"avx512", "avx2", "neon"}) {
+    Isa isa{};
+    try {
+      isa = isa_named(name);
+    } catch (const std::exception&) {
+      continue;
+    }
+    ++compared;
+    for (int bits : {4, 8}) {
+      for (bool swiglu : {false, true}) {
+        for (std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+          const Case at{bits, 3, 37, rows, swiglu};
+          if (results(row_kernels(isa), at) == results(row_kernels(Isa::plain), at)) continue;
+          std::printf("%s differs from plain: %d bits, %d rows, swiglu %d\n", name, bits,
+                      static_cast<int>(rows), swiglu);
+          return 1;
+        }
+      }
+    }
+  }
+  std::printf("%d instruction sets agree with plain\n", compared);
+  return 0;
+}
