@@ -13,6 +13,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from specdec.session import register_operators
+
 
 class GraphRunner:
     """One session and its key/value cache of ``capacity`` positions, filled with finite garbage."""
@@ -35,6 +37,7 @@ class GraphRunner:
         for name in names:
             values = np.full((1, shapes[name][1], capacity, shapes[name][3]), garbage, np.float32)
             self.cache[name] = ort.OrtValue.ortvalue_from_numpy(values)
+        self._positions = {"rows", "seqlens_k", "total_length"} & shapes.keys()
         self._bindings: dict[tuple[int, int], tuple[Any, ...]] = {}
 
     def step(self, tokens: list[int], past: int, first_row: int = 0) -> NDArray[np.float32]:
@@ -51,10 +54,10 @@ class GraphRunner:
         return binding
 
     def _fill(self, inputs: dict[str, ort.OrtValue], tokens: list[int], past: int) -> None:
-        width = len(tokens)
         inputs["tokens"].update_inplace(np.array([tokens], np.int64))
-        inputs["seqlens_k"].update_inplace(np.array([past + width - 1], np.int32))
-        inputs["total_length"].update_inplace(np.array(past + width, np.int32))
+        for name, values in positions(past, len(tokens)).items():
+            if name in inputs:
+                inputs[name].update_inplace(values)
 
     def _bind(self, width: int, first_row: int) -> tuple[Any, dict[str, ort.OrtValue], Any]:
         key = (width, first_row)
@@ -63,10 +66,11 @@ class GraphRunner:
         binding = self.session.io_binding()
         inputs = {
             "tokens": ort.OrtValue.ortvalue_from_numpy(np.zeros((1, width), np.int64)),
-            "seqlens_k": ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int32)),
-            "total_length": ort.OrtValue.ortvalue_from_numpy(np.zeros((), np.int32)),
             "first_logit_row": ort.OrtValue.ortvalue_from_numpy(np.array([first_row], np.int64)),
         }
+        for name, values in positions(0, width).items():
+            if name in self._positions:
+                inputs[name] = ort.OrtValue.ortvalue_from_numpy(values)
         shape = (1, width - first_row, self.head_size)
         logits = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
         for name, value in inputs.items():
@@ -79,11 +83,24 @@ class GraphRunner:
         return self._bindings[key]
 
 
+def positions(past: int, width: int) -> dict[str, NDArray[np.int32]]:
+    """What graphs are told of a step of ``width`` tokens in a line, each in one of two ways."""
+    steps = np.arange(width, dtype=np.int32)
+    sequence, length = np.zeros(width, np.int32), np.full(width, past, np.int32)
+    return {
+        "rows": np.stack([sequence, length, past + steps, steps - 1]),
+        "seqlens_k": np.array([past + width - 1], np.int32),
+        "total_length": np.array(past + width, np.int32),
+    }
+
+
 def session_options(
     threads: int = 0, entries: Mapping[str, str] | None = None
 ) -> ort.SessionOptions:
     """Options with ``threads`` (0: one per core) and configuration entries such as spinning."""
     options = ort.SessionOptions()
+    if problem := register_operators(options):
+        raise RuntimeError(problem)
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     for name, value in (entries or {}).items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bench.graph_runner import positions, session_options
 from specdec.model_folder import ModelFolder
 
 Floats = NDArray[np.float32]
@@ -49,18 +51,17 @@ class GraphPair:
         layers: list[int],
         features: Floats | None,
     ) -> tuple[Floats, Floats]:
-        end = past + len(tokens)
-        inputs = {
+        inputs: dict[str, NDArray[Any]] = {
             "tokens": np.array([tokens], np.int64),
-            "seqlens_k": np.array([end - 1], np.int32),
-            "total_length": np.array(end, np.int32),
             "first_logit_row": np.array([0], np.int64),
+            **positions(past, len(tokens)),
         }
         if features is not None:
             inputs["features"] = np.asarray(features, np.float32)[None]
         binding = model.io_binding()
-        for name, value in inputs.items():
-            binding.bind_cpu_input(name, value)
+        declared = {value.name for value in model.get_inputs()}
+        for name in inputs.keys() & declared:
+            binding.bind_cpu_input(name, inputs[name])
         for index, layer in enumerate(layers):
             for part in ("key", "value"):
                 buffer = self.cache[f"{part}.{layer}"]
@@ -80,7 +81,6 @@ class GraphPair:
 
 def session(graph: Path) -> ort.InferenceSession:
     """On one thread: these graphs are tiny."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        str(graph), session_options(threads=1), providers=["CPUExecutionProvider"]
+    )
