@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from specdec import Model
 from specdec.convert import convert
 from specdec.hub import pull
 from tests.tiny_gguf import DEFAULT_VOCAB, write_tiny_drafter, write_tiny_gguf
@@ -65,6 +66,18 @@ def tiny_attached(
     """A model folder: a drafter on layer 1 of ``tiny_target``, trimmed head. Do not change."""
     folder = tmp_path_factory.mktemp("models") / "tiny-attached"
     return convert(tiny_attached_gguf, folder, target_source=tiny_gguf)
+
+
+@pytest.fixture(scope="module")
+def target(tiny_target: Path) -> Model:
+    """``tiny_target``, loaded."""
+    return Model.load(tiny_target)
+
+
+@pytest.fixture(scope="module")
+def drafter(tiny_drafter: Path) -> Model:
+    """``tiny_drafter``, loaded."""
+    return Model.load(tiny_drafter)
 
 
 @pytest.fixture

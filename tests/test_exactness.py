@@ -32,11 +32,6 @@ DRAFTERS = ("random", "trimmed", "itself", "ngram")
 
 
 @pytest.fixture(scope="module")
-def target(tiny_target: Path) -> Model:
-    return Model.load(tiny_target)
-
-
-@pytest.fixture(scope="module")
 def drafters(
     target: Model, tiny_drafter: Path, tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Model | Ngram]:

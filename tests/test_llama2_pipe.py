@@ -8,30 +8,14 @@ import numpy as np
 import pytest
 
 from bench.random_llama import SMALLEST_VOCAB, recipe_config, write_random_llama
-from specdec.convert.checkpoint import ModelConfig
 from specdec.convert.huggingface_checkpoint import HuggingfaceCheckpoint
 from specdec.cost_model import LAYOUTS, counted_step
 from specdec.estimate import decoder
 from specdec.snapdragon import DRAFTER_115M, LLAMA_2_7B
+from tests.tiny_llama2 import tiny_llama2
 
 WIDTHS = (4, 8)
 PAST = 64
-
-
-def tiny_llama2(layers: int = 2) -> ModelConfig:
-    return ModelConfig(
-        layers=layers,
-        hidden=128,
-        heads=4,
-        kv_heads=4,
-        head_dim=32,
-        ffn=256,
-        vocab=SMALLEST_VOCAB + 40,
-        context=256,
-        rope_theta=10000.0,
-        norm_eps=1e-5,
-        tied_head=False,
-    )
 
 
 def test_random_checkpoint_is_read_and_the_same_each_time(tmp_path: Path) -> None:

@@ -129,14 +129,7 @@ def write_tiny_gguf(
     leave out (to test what a converter says about it).
     """
     fields = {
-        "llama.block_count": layers,
-        "llama.context_length": context,
-        "llama.embedding_length": hidden,
-        "llama.feed_forward_length": ffn,
-        "llama.attention.head_count": heads,
-        "llama.attention.head_count_kv": kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.freq_base": 10000.0,
+        **_llama_fields(layers, hidden, heads, kv_heads, ffn, context),
         "llama.rope.dimension_count": hidden // heads,
         "llama.vocab_size": vocab,
         "general.name": "tiny",
@@ -174,14 +167,7 @@ def write_tiny_drafter(
     if target_layers is not None:
         layers = len(target_layers)
     fields = {
-        "llama.block_count": layers,
-        "llama.context_length": context,
-        "llama.embedding_length": hidden,
-        "llama.feed_forward_length": ffn,
-        "llama.attention.head_count": heads,
-        "llama.attention.head_count_kv": kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.freq_base": 10000.0,
+        **_llama_fields(layers, hidden, heads, kv_heads, ffn, context),
         "general.name": "tiny-drafter",
         "specdec.target": target,
     }
@@ -196,6 +182,21 @@ def write_tiny_drafter(
     fields |= metadata or {}
     weights |= tensors or {}
     return write_gguf(path, fields, weights, quant, quant, without)
+
+
+def _llama_fields(
+    layers: int, hidden: int, heads: int, kv_heads: int, ffn: int, context: int
+) -> dict[str, Any]:
+    return {
+        "llama.block_count": layers,
+        "llama.context_length": context,
+        "llama.embedding_length": hidden,
+        "llama.feed_forward_length": ffn,
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 10000.0,
+    }
 
 
 def random_bridges(target_layers: Sequence[int], hidden: int, seed: int) -> dict[str, np.ndarray]:

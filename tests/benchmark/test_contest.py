@@ -21,16 +21,6 @@ from specdec.benchmark import (
 PROMPTS = [PromptSet("chat", ("hello", "good evening")), PromptSet("code", ("x = 1",))]
 
 
-@pytest.fixture(scope="module")
-def target(tiny_target: Path) -> Model:
-    return Model.load(tiny_target)
-
-
-@pytest.fixture(scope="module")
-def drafter(tiny_drafter: Path) -> Model:
-    return Model.load(tiny_drafter)
-
-
 def test_contestants(target: Model, drafter: Model) -> None:
     names = [entrant.name for entrant in contestants(drafter, [1, 4])]
     assert names == ["target alone", "k = 1", "k = 4", "auto", "n-gram"]

@@ -21,24 +21,12 @@ from specdec.distill.pipeline import distill
 from specdec.errors import InvalidInputError
 from specdec.model_folder import ModelFolder
 from specdec.recipe import UserSource, load_recipe
+from tests.tiny_llama2 import tiny_llama2
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Llama 2's shape with narrow layers: as many key/value heads as heads, an untied head."""
-    config = ModelConfig(
-        layers=6,
-        hidden=192,
-        heads=6,
-        kv_heads=6,
-        head_dim=32,
-        ffn=512,
-        vocab=SMALLEST_VOCAB + 40,
-        context=512,
-        rope_theta=10000.0,
-        norm_eps=1e-5,
-        tied_head=False,
-    )
+    config = tiny_llama2(layers=6, hidden=192, heads=6, ffn=512, context=512)
     return write_random_llama(tmp_path_factory.mktemp("checkpoint") / "llama-2-tiny-chat", config)
 
 

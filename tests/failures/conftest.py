@@ -8,14 +8,7 @@ from typing import Any
 
 import pytest
 
-from specdec import Model
-
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def target(tiny_target: Path) -> Model:
-    return Model.load(tiny_target)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +9,6 @@ import pytest
 from specdec import Generator, Model
 from specdec._core import Decoder
 from tests.generator.checks import DECODERS
-
-
-@pytest.fixture(scope="module")
-def target(tiny_target: Path) -> Model:
-    return Model.load(tiny_target)
-
-
-@pytest.fixture(scope="module")
-def drafter(tiny_drafter: Path) -> Model:
-    return Model.load(tiny_drafter)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +14,6 @@ from specdec.distill.evaluate.contest import contest, differences
 
 PROMPTS = [PromptSet("chat", ("hello", "good evening")), PromptSet("code", ("x = 1",))]
 PLAN = Plan(gammas=(2, 3), temperatures=(0.0, 1.0), max_tokens=12, seed=5)
-
-
-@pytest.fixture(scope="module")
-def target(tiny_target: Path) -> Model:
-    return Model.load(tiny_target)
-
-
-@pytest.fixture(scope="module")
-def drafter(tiny_drafter: Path) -> Model:
-    return Model.load(tiny_drafter)
 
 
 def test_all_settings_are_run(target: Model, drafter: Model) -> None:
