@@ -17,6 +17,7 @@ constexpr double kFirstProbes = 1;
 constexpr double kMostProbes = 1.5;
 constexpr double kStreamProbes = 0.5;  // what a new prompt is worth a look
 constexpr double kSiblingRate = 0.05;
+constexpr double kHopeless = 0.01;     // chance of being reached, below which a depth is not looked at
 constexpr std::int32_t kFewRuns = 2;   // of a width, after which its cost counts as known
 
 constexpr std::int32_t kFirstRounds = 3;   // whose drafts are short: their cost is not known
@@ -77,7 +78,7 @@ AutoPolicy::Outlook AutoPolicy::outlook(std::int32_t depth, double reached, floa
   Outlook best;
   double gain = 0;
   double cost = 0;
-  for (std::int32_t i = depth; i < plan_.depth; ++i) {
+  for (std::int32_t i = depth; i < plan_.depth && reached > kHopeless; ++i) {
     const std::int32_t first = rows;
     ++rows;
     gain -= rate_ * costs_.draft();
@@ -213,7 +214,8 @@ void AutoPolicy::learn(const RoundOutcome& outcome) {
     const float confidence = position.confidences[0];
     const bool accepted = i < outcome.accepted;
     acceptance_.add_next(i, before, accepted);
-    const std::int32_t compared = outcome.all_compared ? position.candidates : position.nodes;
+    const bool all = outcome.all_compared && (accepted || outcome.chosen != RoundOutcome::kUnknown);
+    const std::int32_t compared = all ? position.candidates : position.nodes;
     if (compared > 0) acceptance_.add_chain(i, confidence, accepted || outcome.chosen == 0);
     for (std::int32_t j = 1; j < compared; ++j) {
       acceptance_.add_sibling(position.confidences[j], !accepted && outcome.chosen == j);

@@ -14,14 +14,17 @@ constexpr std::int32_t kAuto = -1;  // in place of a draft length or width: the 
 
 // What a round gave and cost.
 struct RoundOutcome {
+  static constexpr std::int32_t kNone = -1;
+  static constexpr std::int32_t kUnknown = -2;  // but none of those that were checked
+
   std::int32_t drafted = 0;   // nodes of the chain
   std::int32_t rows = 1;      // of the target step: the nodes of all positions, and one
   std::int32_t accepted = 0;  // nodes of the chain
   // Which candidate of the position behind those the target chose: 0 the chain's, then its
-  // siblings, -1 none that is known.
-  std::int32_t chosen = -1;
-  // Whether `chosen` may be a candidate that was not checked: the target's choice did not depend
-  // on what was.
+  // siblings, kNone none of them.
+  std::int32_t chosen = kUnknown;
+  // Whether candidates that were not checked were compared with the target's choices too, which
+  // then did not depend on what was.
   bool all_compared = false;
   double draft_seconds = 0;
   double target_seconds = 0;  // all that grows with the rows: the step, and acceptance

@@ -29,14 +29,13 @@ StepCosts::StepCosts(std::int32_t max_rows)
       draft_{std::log(kDraftGuess), kDraftUnknown},
       shape_(static_cast<std::size_t>(max_rows) + 1),
       runs_(static_cast<std::size_t>(max_rows) + 1),
+      relative_(static_cast<std::size_t>(max_rows) + 1),
       curve_(static_cast<std::size_t>(max_rows) + 1),
+      draft_seconds_(kDraftGuess),
       spread_(kFirstSpread) {
+  blocks_.reserve(static_cast<std::size_t>(max_rows));
   refresh();
 }
-
-double StepCosts::scale() const { return std::exp(scale_.mean); }
-
-double StepCosts::draft() const { return std::exp(scale_.mean + draft_.mean); }
 
 void StepCosts::pause() { scale_.variance += kPauseDrift; }
 
@@ -45,6 +44,7 @@ void StepCosts::add_target(std::int32_t rows, double seconds) {
   if (runs_[rows] == 0) shape = {std::log(curve_[rows]), kUnknown};
   ++runs_[rows];
   add(shape, seconds);
+  relative_[rows] = std::exp(shape.mean);
   refresh();
 }
 
@@ -53,6 +53,12 @@ void StepCosts::add_draft(double seconds) {
 }
 
 void StepCosts::add(Estimate& shape, double seconds) {
+  update(shape, seconds);
+  seconds_ = std::exp(scale_.mean);
+  draft_seconds_ = std::exp(scale_.mean + draft_.mean);
+}
+
+void StepCosts::update(Estimate& shape, double seconds) {
   const double measured = std::log(std::max(seconds, kShortest));
   if (!started_) {
     started_ = true;
@@ -92,7 +98,7 @@ void StepCosts::refresh() {
     const double weight = 1 / (shape_[w].variance + kOffLine);
     weights += weight;
     rows += weight * w;
-    values += weight * std::exp(shape_[w].mean);
+    values += weight * relative_[w];
   }
   if (weights == 0) {
     for (std::int32_t w = 1; w <= max_rows_; ++w) curve_[w] = 1 + kSlopeGuess * (w - 1);
@@ -105,7 +111,7 @@ void StepCosts::refresh() {
     if (runs_[w] == 0) continue;
     const double weight = 1 / (shape_[w].variance + kOffLine);
     spread += weight * (w - row) * (w - row);
-    product += weight * (w - row) * (std::exp(shape_[w].mean) - value);
+    product += weight * (w - row) * (relative_[w] - value);
   }
   const double prior = kSlopeWeight / (kUnknown + kOffLine);
   const double slope =
@@ -116,40 +122,36 @@ void StepCosts::refresh() {
 
   // Each width by itself, the less is known of it the nearer to the line; then made
   // non-decreasing by pooling neighbours that are not.
-  struct Block {
-    std::int32_t first, last;
-    double value, weight;
-  };
-  std::vector<Block> blocks;
+  blocks_.clear();
   for (std::int32_t w = 1; w <= max_rows_; ++w) {
     if (runs_[w] == 0) continue;
     const double variance = shape_[w].variance;
     const double own = kOffLine / (kOffLine + variance);
-    Block block{w, w, line(w) + own * (std::exp(shape_[w].mean) - line(w)), 1 / variance};
-    while (!blocks.empty() && blocks.back().value > block.value) {
-      const Block& before = blocks.back();
+    Block block{w, w, line(w) + own * (relative_[w] - line(w)), 1 / variance};
+    while (!blocks_.empty() && blocks_.back().value > block.value) {
+      const Block& before = blocks_.back();
       const double weight = before.weight + block.weight;
       block = {before.first, block.last,
                (before.value * before.weight + block.value * block.weight) / weight, weight};
-      blocks.pop_back();
+      blocks_.pop_back();
     }
-    blocks.push_back(block);
+    blocks_.push_back(block);
   }
-  const Block& first = blocks.front();
+  const Block& first = blocks_.front();
   for (std::int32_t w = 1; w < first.first; ++w) {
     curve_[w] = std::max(first.value - slope * (first.first - w), 0.2 * first.value);
   }
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    const Block& block = blocks[i];
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const Block& block = blocks_[i];
     for (std::int32_t w = block.first; w <= block.last; ++w) curve_[w] = block.value;
-    if (i + 1 == blocks.size()) break;
-    const Block& next = blocks[i + 1];
+    if (i + 1 == blocks_.size()) break;
+    const Block& next = blocks_[i + 1];
     for (std::int32_t w = block.last + 1; w < next.first; ++w) {
       const double share = static_cast<double>(w - block.last) / (next.first - block.last);
       curve_[w] = block.value + share * (next.value - block.value);
     }
   }
-  const Block& last = blocks.back();
+  const Block& last = blocks_.back();
   for (std::int32_t w = last.last + 1; w <= max_rows_; ++w) {
     curve_[w] = last.value + slope * (w - last.last);
   }

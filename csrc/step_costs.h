@@ -23,8 +23,8 @@ class StepCosts {
 
   // Seconds, non-decreasing in rows, 1 <= rows <= max_rows. Between widths that were run on
   // straight lines through them, beyond them on the line fitted to all.
-  double target(std::int32_t rows) const { return scale() * curve_[rows]; }
-  double draft() const;
+  double target(std::int32_t rows) const { return seconds_ * curve_[rows]; }
+  double draft() const { return draft_seconds_; }
 
   // How often the target ran this many rows.
   std::int32_t runs(std::int32_t rows) const { return runs_[rows]; }
@@ -36,8 +36,14 @@ class StepCosts {
     double variance;
   };
 
-  double scale() const;
+  // Widths whose cost is taken to be the same.
+  struct Block {
+    std::int32_t first, last;
+    double value, weight;
+  };
+
   void add(Estimate& shape, double seconds);
+  void update(Estimate& shape, double seconds);
   void refresh();
 
   std::int32_t max_rows_;
@@ -46,7 +52,11 @@ class StepCosts {
   Estimate draft_;               // log of a drafter step over the scale
   std::vector<Estimate> shape_;  // [rows], log of a target step over the scale; [0] unused
   std::vector<std::int32_t> runs_;
+  std::vector<double> relative_;  // [rows], of which shape_ is the log
+  std::vector<Block> blocks_;
   std::vector<double> curve_;    // [rows], what is made of shape_
+  double seconds_ = 1;           // that the scale stands for
+  double draft_seconds_;
   double spread_;                // mean deviation of log seconds from what was expected
 };
 
