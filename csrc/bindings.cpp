@@ -5,11 +5,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
+#include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "bind_decoders.h"
+#include "bind_policy.h"
 #include "decoder.h"
 #include "draft_length.h"
 #include "drafter.h"
@@ -36,9 +40,11 @@ Rule rule_of(const std::string& name) {
                                             "\"coupled\"");
 }
 
+// Rows [rows, V] of a chain; behind them, from `leaves` on, those after siblings.
 class ArrayRows final : public TargetRows {
  public:
-  ArrayRows(const float* p, std::int32_t rows, std::int32_t vocabulary) : rows_(rows) {
+  ArrayRows(const float* p, std::int32_t rows, std::int32_t vocabulary, std::int32_t leaves = 0)
+      : rows_(rows), leaves_(leaves) {
     for (std::int32_t i = 0; i < rows; ++i) {
       const float* row = p + static_cast<std::size_t>(i) * vocabulary;
       double total = 0;
@@ -47,50 +53,83 @@ class ArrayRows final : public TargetRows {
     }
   }
   const Distribution& row(std::int32_t i) override { return rows_[i]; }
+  const Distribution& leaf(std::int32_t sibling) override { return rows_[leaves_ + sibling]; }
   const Distribution* all() const { return rows_.data(); }
 
  private:
   std::vector<Distribution> rows_;
+  std::int32_t leaves_;
 };
 
-// p[n, k + 1, V], q[n, k, V], tokens[n, k], seeds[n], round i of n at the given position.
+// p[n, k + 1 + siblings, V] (the chain's rows, then those after siblings), q[n, k, V], tokens[n, k],
+// seeds[n], siblings[n, siblings] of the drafts that sibling_of[siblings] says, ascending; round i
+// of n at the given position.
 py::tuple verify_batch(const std::string& rule_name, const Array<float>& p, const Array<float>& q,
                        const Array<std::int32_t>& tokens, const Array<std::uint64_t>& seeds,
-                       std::uint64_t position) {
+                       std::uint64_t position,
+                       const std::optional<Array<std::int32_t>>& siblings,
+                       const std::vector<std::int32_t>& sibling_of) {
   const Rule rule = rule_of(rule_name);
+  const auto leaves = static_cast<py::ssize_t>(sibling_of.size());
   if (p.ndim() != 3 || q.ndim() != 3 || tokens.ndim() != 2 || seeds.ndim() != 1 ||
-      p.shape(1) != q.shape(1) + 1 || p.shape(2) != q.shape(2) ||
+      p.shape(1) != q.shape(1) + 1 + leaves || p.shape(2) != q.shape(2) ||
       tokens.shape(1) != q.shape(1) || q.shape(0) != p.shape(0) ||
-      tokens.shape(0) != p.shape(0) || seeds.shape(0) != p.shape(0)) {
+      tokens.shape(0) != p.shape(0) || seeds.shape(0) != p.shape(0) ||
+      siblings.has_value() != (leaves > 0)) {
     throw Error(ErrorCode::invalid_input,
                 "shapes must be target_probs [n, k+1, V], draft_probs [n, k, V], draft_tokens "
                 "[n, k] and seeds [n]");
   }
   const auto n = static_cast<std::int32_t>(p.shape(0));
   const auto k = static_cast<std::int32_t>(q.shape(1));
+  std::vector<std::int32_t> first_sibling(static_cast<std::size_t>(k) + 1);
+  for (const std::int32_t draft : sibling_of) {
+    if (draft < 0 || draft >= k) {
+      throw Error(ErrorCode::invalid_input, "siblings are of drafts 0 to k - 1");
+    }
+    ++first_sibling[static_cast<std::size_t>(draft) + 1];
+  }
+  std::partial_sum(first_sibling.begin(), first_sibling.end(), first_sibling.begin());
+  if (leaves > 0 && (siblings->ndim() != 2 || siblings->shape(0) != n ||
+                     siblings->shape(1) != leaves ||
+                     !std::is_sorted(sibling_of.begin(), sibling_of.end()))) {
+    throw Error(ErrorCode::invalid_input,
+                "siblings must have the shape [n, siblings], in the order of their drafts");
+  }
   const auto vocabulary = static_cast<std::int32_t>(p.shape(2));
   py::array_t<std::int32_t> accepted(n);
   py::array_t<std::int32_t> next(n);
+  py::array_t<std::int32_t> taken(n);
   const float* p_data = p.data();
   const float* q_data = q.data();
   const std::int32_t* token_data = tokens.data();
   const std::uint64_t* seed_data = seeds.data();
   std::int32_t* accepted_data = accepted.mutable_data();
   std::int32_t* next_data = next.mutable_data();
+  std::int32_t* taken_data = taken.mutable_data();
+  const std::int32_t* sibling_data = leaves > 0 ? siblings->data() : nullptr;
+  const auto rows = static_cast<std::int32_t>(k + 1 + leaves);
   {
     const ReleasedGil released;
     RaceNoise race;
     std::vector<float> scratch;
     for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
-      ArrayRows target(p_data + i * (k + 1) * vocabulary, k + 1, vocabulary);
+      ArrayRows target(p_data + i * rows * vocabulary, rows, vocabulary, k + 1);
       const ArrayRows draft(q_data + i * k * vocabulary, k, vocabulary);
-      const Verdict verdict = verify(rule, target, {token_data + i * k, draft.all(), k},
-                                     {seed_data[i], position}, race, scratch);
+      Drafts drafts{token_data + i * k, draft.all(), k};
+      if (leaves > 0) {
+        drafts.siblings = sibling_data + i * leaves;
+        drafts.first_sibling = first_sibling.data();
+      }
+      const Verdict verdict =
+          verify(rule, target, drafts, {seed_data[i], position}, race, scratch);
       accepted_data[i] = verdict.accepted;
       next_data[i] = verdict.next;
+      taken_data[i] = verdict.sibling;
     }
   }
-  return py::make_tuple(accepted, next);
+  if (leaves == 0) return py::make_tuple(accepted, next);
+  return py::make_tuple(accepted, next, taken);
 }
 
 // Tokens [n] that win the race over probs[n, V] with seeds[n] at the given position.
@@ -187,6 +226,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Totals>(m, "Totals")
       .def_readonly("rounds", &Totals::rounds)
       .def_readonly("tokens", &Totals::tokens)
+      .def_readonly("checked", &Totals::checked)
       .def_readonly("prompt_tokens", &Totals::prompt_tokens)
       .def_readonly("prefilled_tokens", &Totals::prefilled_tokens)
       .def_readonly("drafted_at", &Totals::drafted_at)
@@ -198,6 +238,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("model_seconds", &Totals::model_seconds);
 
   bind_decoders(m);
+  bind_policy(m);
 
   py::class_<Drafter, std::shared_ptr<Drafter>>(m, "Drafter");
   py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(m, "ModelDrafter")
@@ -228,17 +269,22 @@ PYBIND11_MODULE(_core, m) {
       .def("round", &Engine::round, release())
       .def("cancel", &Engine::cancel)
       .def("set_draft_length", &Engine::set_draft_length, py::arg("k"))
+      .def("set_draft_width", &Engine::set_draft_width, py::arg("width"))
       .def_property_readonly("draft_length", &Engine::draft_length)
+      .def_property_readonly("draft_width", &Engine::draft_width)
       .def_property_readonly("max_context", &Engine::max_context)
       .def_property_readonly("longest_draft", &Engine::longest_draft)
+      .def_property_readonly("widest_draft", &Engine::widest_draft)
       .def_property_readonly("totals", [](const Engine& self) { return self.totals(); })
       .def_property_readonly("tokens",
                              [](const Engine& self) { return self.sequence().tokens(); });
-  m.attr("AUTO") = Engine::kAuto;
+  m.attr("AUTO") = kAuto;
   m.attr("MAX_DRAFT_LENGTH") = Engine::kMaxDraftLength;
+  m.attr("MAX_DRAFT_WIDTH") = kMaxCandidates;
 
   m.def("verify_batch", &verify_batch, py::arg("rule"), py::arg("target_probs"),
-        py::arg("draft_probs"), py::arg("draft_tokens"), py::arg("seeds"), py::arg("position"));
+        py::arg("draft_probs"), py::arg("draft_tokens"), py::arg("seeds"), py::arg("position"),
+        py::arg("siblings") = py::none(), py::arg("sibling_of") = std::vector<std::int32_t>());
   m.def("race_batch", &race_batch, py::arg("probs"), py::arg("seeds"), py::arg("position"));
   m.def("distribution_of", &distribution_of, py::arg("logits"), py::arg("options"),
         py::arg("prompt"), py::arg("generated"));

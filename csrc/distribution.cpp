@@ -1,6 +1,7 @@
 #include "distribution.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels.h"
 
@@ -89,16 +90,50 @@ void Distribution::hold_one(std::int32_t id) {
   refer(weights, 1, held_ids_.data(), 1.0);
 }
 
-double Distribution::probability(std::int32_t token) const {
-  std::int32_t index = token;
-  if (ids_ != nullptr) {
-    const std::int32_t* end = ids_ + size_;
-    const std::int32_t* found = std::lower_bound(ids_, end, token);
-    if (found == end || *found != token) return 0;
-    index = static_cast<std::int32_t>(found - ids_);
+std::int32_t Distribution::index_of(std::int32_t token) const {
+  if (ids_ == nullptr) return token >= 0 && token < size_ ? token : -1;
+  const std::int32_t* end = ids_ + size_;
+  const std::int32_t* found = std::lower_bound(ids_, end, token);
+  return found != end && *found == token ? static_cast<std::int32_t>(found - ids_) : -1;
+}
+
+float Distribution::weight(std::int32_t token) const {
+  const std::int32_t index = index_of(token);
+  return index < 0 ? 0.0f : weights_[index];
+}
+
+double Distribution::probability(std::int32_t token) const { return weight(token) / total_; }
+
+double Distribution::total_without(const std::int32_t* tokens, std::int32_t n) const {
+  // Never by subtraction: next to a token that has nearly all the weight, the others would drown in
+  // its rounding error.
+  std::int32_t cuts[kMaxCandidates];
+  std::int32_t count = 0;
+  for (std::int32_t i = 0; i < std::min(n, kMaxCandidates); ++i) {
+    const std::int32_t index = index_of(tokens[i]);
+    if (index < 0) continue;
+    std::int32_t place = count++;
+    for (; place > 0 && cuts[place - 1] > index; --place) cuts[place] = cuts[place - 1];
+    cuts[place] = index;
   }
-  if (index < 0 || index >= size_) return 0;
-  return weights_[index] / total_;
+  double total = 0;
+  std::int32_t begin = 0;
+  for (std::int32_t i = 0; i < count; ++i) {
+    total += kernels::sum(weights_ + begin, cuts[i] - begin);
+    begin = cuts[i] + 1;
+  }
+  return total + kernels::sum(weights_ + begin, size_ - begin);
+}
+
+std::int32_t Distribution::greatest(std::int32_t n, float* probabilities) const {
+  kernels::Ranked best[kMaxCandidates] = {};
+  n = std::min(n, kMaxCandidates);
+  kernels::top(weights_, size_, 0, best, n);
+  std::int32_t count = 0;
+  for (; count < n && best[count].value > 0; ++count) {
+    probabilities[count] = static_cast<float>(best[count].value / total_);
+  }
+  return count;
 }
 
 std::int32_t Distribution::argmax() const { return id_at(kernels::argmax(weights_, size_)); }
@@ -107,31 +142,51 @@ std::int32_t Distribution::sample(double u) const {
   return id_at(index_at(weights_, size_, total_, u));
 }
 
-std::int32_t Distribution::race(const RoundNoise& noise, std::uint32_t offset,
-                                 RaceNoise& race) const {
-  if (ids_ == nullptr) {
-    float best = 0;
-    return std::max(kernels::race(weights_, race.row(noise, offset, size_), size_, best), 0);
-  }
+std::int32_t Distribution::race(const RoundNoise& noise, std::uint32_t offset, RaceNoise& race,
+                                std::int32_t n, std::int32_t* winners) const {
+  kernels::Ranked best[kMaxCandidates] = {};
+  n = std::min(n, kMaxCandidates);
   // Of listed ids, the whole row of words is only worth making for many.
   constexpr std::int32_t kFew = 1024;
-  const std::uint32_t* row =
-      size_ > kFew ? race.row(noise, offset, ids_[size_ - 1] + 1) : nullptr;
-  std::uint32_t words[kBlock];
-  float best = 0;
-  std::int32_t winner = 0;
-  for (std::int32_t begin = 0; begin < size_; begin += kBlock) {
-    const std::int32_t count = std::min(kBlock, size_ - begin);
-    const std::int32_t* ids = ids_ + begin;
-    if (row == nullptr) {
-      RaceNoise::pick(noise, offset, ids, count, words);
-    } else {
-      for (std::int32_t i = 0; i < count; ++i) words[i] = row[ids[i]];
+  if (ids_ == nullptr) {
+    kernels::race(weights_, race.row(noise, offset, size_), size_, 0, best, n);
+  } else {
+    const std::uint32_t* row =
+        size_ > kFew ? race.row(noise, offset, ids_[size_ - 1] + 1) : nullptr;
+    std::uint32_t words[kBlock];
+    for (std::int32_t begin = 0; begin < size_; begin += kBlock) {
+      const std::int32_t count = std::min(kBlock, size_ - begin);
+      const std::int32_t* ids = ids_ + begin;
+      if (row == nullptr) {
+        RaceNoise::pick(noise, offset, ids, count, words);
+      } else {
+        for (std::int32_t i = 0; i < count; ++i) words[i] = row[ids[i]];
+      }
+      kernels::race(weights_ + begin, words, count, begin, best, n);
     }
-    const std::int32_t index = kernels::race(weights_ + begin, words, count, best);
-    if (index >= 0) winner = begin + index;
   }
-  return ids_[winner];
+  winners[0] = id_at(best[0].index);
+  std::int32_t count = 1;
+  for (; count < n && best[count].value > 0; ++count) winners[count] = id_at(best[count].index);
+  return count;
+}
+
+std::int32_t Distribution::sample_others(const double* us, std::int32_t n, std::int32_t* tokens) {
+  float* weights = held_weights_.data();
+  float taken[kMaxCandidates];
+  std::int32_t at[kMaxCandidates];
+  n = std::min(n, kMaxCandidates);
+  std::int32_t count = 1;
+  for (; count < n; ++count) {
+    const std::int32_t last = count - 1;
+    at[last] = index_of(tokens[last]);
+    taken[last] = std::exchange(weights[at[last]], 0.0f);
+    const double total = kernels::sum(weights, size_);
+    if (!(total > 0)) break;
+    tokens[count] = id_at(index_at(weights, size_, total, us[count]));
+  }
+  for (std::int32_t i = 0; i < std::min(count, n - 1); ++i) weights[at[i]] = taken[i];
+  return count;
 }
 
 double excess_mass(double mass, const Distribution& p, const Distribution& q) {
@@ -150,13 +205,13 @@ double excess_mass(double mass, const Distribution& p, const Distribution& q) {
   return std::max(mass - common, 0.0);
 }
 
-std::int32_t sample_excess(double mass, const Distribution& p, const Distribution& q, double u,
-                           std::vector<float>& scratch) {
+Distribution excess_of(double mass, const Distribution& p, const Distribution& q, double q_total,
+                       std::vector<float>& scratch) {
   const std::int32_t size = p.size();
   if (scratch.size() < static_cast<std::size_t>(size)) scratch.resize(size);
   float* residual = scratch.data();
   const auto p_scale = static_cast<float>(mass / p.total());
-  const auto q_scale = static_cast<float>(1.0 / q.total());
+  const auto q_scale = static_cast<float>(1.0 / q_total);
   if (both_dense(p, q)) {
     kernels::excess(p.weights(), p_scale, q.weights(), q_scale, size, residual);
   } else {
@@ -165,9 +220,15 @@ std::int32_t sample_excess(double mass, const Distribution& p, const Distributio
       residual[i] = std::max(residual[i] - q.weights()[j] * q_scale, 0.0f);
     });
   }
-  const double total = kernels::sum(residual, size);
-  if (!(total > 0)) return p.sample(u);
-  return p.id_at(index_at(residual, size, total, u));
+  Distribution rest;
+  rest.refer(residual, size, p.ids(), kernels::sum(residual, size));
+  return rest;
+}
+
+std::int32_t sample_excess(double mass, const Distribution& p, const Distribution& q, double u,
+                           std::vector<float>& scratch) {
+  const Distribution rest = excess_of(mass, p, q, q.total(), scratch);
+  return rest.total() > 0 ? rest.sample(u) : p.sample(u);
 }
 
 }  // namespace specdec

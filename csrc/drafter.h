@@ -8,38 +8,20 @@
 
 #include "attached_decoder.h"
 #include "decoder.h"
-#include "distribution.h"
+#include "draft_policy.h"
 #include "noise.h"
+#include "proposal.h"
 #include "sampler.h"
 #include "sequence.h"
 #include "verify.h"
 
 namespace specdec {
 
-// The draft tokens of one round and the distributions they were drawn from.
-class Proposal {
- public:
-  void clear() { tokens_.clear(); }
-  std::int32_t size() const { return static_cast<std::int32_t>(tokens_.size()); }
-  const std::vector<std::int32_t>& tokens() const { return tokens_; }
-
-  // The distribution of the next draft, to be filled before push().
-  Distribution& next_distribution() {
-    if (q_.size() <= tokens_.size()) q_.resize(tokens_.size() + 1);
-    return q_[tokens_.size()];
-  }
-  void push(std::int32_t token) { tokens_.push_back(token); }
-
-  Drafts drafts() const { return {tokens_.data(), q_.data(), size()}; }
-
- private:
-  std::vector<std::int32_t> tokens_;
-  std::vector<Distribution> q_;  // kept between rounds for their storage
-};
-
 // What a drafter needs to know of the round it drafts for.
 struct DraftRequest {
-  std::int32_t k;
+  DraftPlan plan;
+  std::int32_t nodes;   // drafts that may be checked
+  DraftPolicy& policy;  // to be asked after each step, and obeyed
   Rule rule;
   RoundNoise noise;
   RaceNoise& race;
@@ -54,13 +36,16 @@ class Drafter {
   // stop early.
   virtual void start(const Sequence& sequence, const std::function<bool()>& stop) = 0;
 
-  // Appends at most request.k drafts, fewer (or none) where it knows no more. Leaves the sampler
-  // as it found it.
+  // Appends at most request.plan.depth positions, fewer (or none) where it knows no more. Leaves
+  // the sampler as it found it.
   virtual void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
                        Proposal& proposal) = 0;
 
   // Forgets every token from position `length` on.
   virtual void rollback(std::int32_t length) = 0;
+
+  // Candidates that it can have for one position.
+  virtual std::int32_t widest() const { return kMaxCandidates; }
 
   virtual double run_seconds() const { return 0; }  // spent in a model, since construction
 };
@@ -111,6 +96,7 @@ class NgramDrafter final : public Drafter {
   void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
                Proposal& proposal) override;
   void rollback(std::int32_t) override {}  // indexes committed tokens alone
+  std::int32_t widest() const override { return 1; }
 
  private:
   void index(const std::vector<std::int32_t>& tokens);

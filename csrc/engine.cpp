@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -28,26 +29,42 @@ class Engine::LazyRows final : public TargetRows {
       engine_.rows_.resize(logits.rows);
     }
   }
-  ~LazyRows() override { engine_.sampler_.unsee(std::max(made_ - 1, 0)); }
+  ~LazyRows() override { engine_.sampler_.unsee(seen_); }
 
   const Distribution& row(std::int32_t i) override {
     for (; made_ <= i; ++made_) {
-      if (made_ > 0) engine_.sampler_.see(engine_.proposal_.tokens()[made_ - 1]);
-      engine_.sampler_.distribution(logits_.row(made_), true, engine_.rows_[made_]);
+      if (made_ > 0) see(engine_.proposal_.chain()[made_ - 1]);
+      make(made_);
     }
     return engine_.rows_[i];
   }
 
+  const Distribution& leaf(std::int32_t sibling) override {
+    see(engine_.proposal_.sibling(sibling));
+    return make(engine_.proposal_.depth() + 1 + sibling);
+  }
+
  private:
+  void see(std::int32_t token) {
+    engine_.sampler_.see(token);
+    ++seen_;
+  }
+
+  const Distribution& make(std::int32_t row) {
+    engine_.sampler_.distribution(logits_.row(row), true, engine_.rows_[row]);
+    return engine_.rows_[row];
+  }
+
   Engine& engine_;
   const LogitRows& logits_;
   std::int32_t made_ = 0;
+  std::int32_t seen_ = 0;
 };
 
 Engine::Engine(std::shared_ptr<Decoder> target, std::shared_ptr<Drafter> drafter)
     : target_(std::move(target)),
       drafter_(std::move(drafter)),
-      auto_length_(longest_draft()) {}
+      auto_policy_(longest_draft(), longest_draft() + 1) {}
 
 void Engine::start(std::vector<std::int32_t> prompt, StreamOptions options) {
   const std::int32_t vocabulary = target_->options().vocabulary;
@@ -81,6 +98,7 @@ void Engine::start(std::vector<std::int32_t> prompt, StreamOptions options) {
   options_ = std::move(options);
   if (options_.sampling.greedy()) options_.rule = Rule::greedy;
   sampler_.start(options_.sampling, vocabulary, sequence_);
+  auto_policy_.start_stream();
   totals_ = Totals{};
   totals_.prompt_tokens = length;
   totals_.prefilled_tokens = length - 1 - target_->cache().length();
@@ -110,7 +128,7 @@ RoundResult Engine::round() {
     return {{}, 0, Finish::cancelled};
   }
   try {
-    propose(choose_draft_length());
+    propose();
     return commit(verify());
   } catch (...) {
     rollback();
@@ -118,27 +136,42 @@ RoundResult Engine::round() {
   }
 }
 
-std::int32_t Engine::choose_draft_length() {
-  if (!drafter_) return 0;
-  std::int32_t k = draft_length_;
-  if (k == kAuto) k = auto_length_.choose();
-  // The round adds up to k + 1 tokens, which neither max_tokens nor the context may cut off.
-  std::int32_t room = max_context() - sequence_.length() - 1;
+DraftLimits Engine::limits() const {
+  // A step's columns must fit into the context, and of the round's tokens, one more than there are
+  // positions, neither that nor max_tokens may cut one off.
+  const std::int32_t room = max_context() - sequence_.length() - 1;
+  const std::int32_t nodes = std::min(room, longest_draft());
+  std::int32_t depth = nodes;
   if (options_.max_tokens > 0) {
-    room = std::min(room, options_.max_tokens - sequence_.generated() - 1);
+    depth = std::min(depth, options_.max_tokens - sequence_.generated() - 1);
   }
-  return std::min({k, room, longest_draft()});
+  return {depth, nodes, widest_draft()};
 }
 
-void Engine::propose(std::int32_t k) {
+void Engine::propose() {
   proposal_.clear();
   round_draft_seconds_ = 0;
-  if (k < 1) return;
+  plan_ = {0, 1, false};
+  policy_ = nullptr;
+  const DraftLimits most = limits();
+  if (!drafter_ || most.depth < 1) return;
+  const std::int32_t length = draft_length_;
+  const std::int32_t width = draft_width_;
+  if (length == kAuto) {
+    auto_policy_.fix(length, width);
+    policy_ = &auto_policy_;
+  } else {
+    fixed_draft_ = FixedDraft(length, width == kAuto ? 1 : width);
+    policy_ = &fixed_draft_;
+  }
+  plan_ = policy_->begin(most);
+  if (plan_.depth < 1) return;
   const double before = model_seconds();
   {
     Stopwatch watch(round_draft_seconds_);
     const RoundNoise noise{options_.sampling.seed, static_cast<std::uint64_t>(sequence_.length())};
-    drafter_->propose(sequence_, {k, options_.rule, noise, race_}, sampler_, proposal_);
+    drafter_->propose(sequence_, {plan_, most.nodes, *policy_, options_.rule, noise, race_},
+                      sampler_, proposal_);
   }
   totals_.draft_seconds += round_draft_seconds_;
   totals_.model_seconds += model_seconds() - before;
@@ -150,28 +183,47 @@ Verdict Engine::verify() {
   const std::int32_t known = target_->cache().length();
   const auto& tokens = sequence_.tokens();
   step_tokens_.assign(tokens.begin() + known, tokens.end());
-  step_tokens_.insert(step_tokens_.end(), proposal_.tokens().begin(), proposal_.tokens().end());
+  step_parents_.resize(step_tokens_.size());
+  std::iota(step_parents_.begin(), step_parents_.end(), -1);
+  proposal_.append_to(step_tokens_, step_parents_);
+  const bool tree = proposal_.nodes() > proposal_.depth();
   const double before = model_seconds();
-  round_verify_seconds_ = 0;
+  double run_seconds = 0;
+  double accept_seconds = 0;
   LogitRows logits{};
   {
-    Stopwatch watch(round_verify_seconds_);
+    Stopwatch watch(run_seconds);
     logits = target_->forward(step_tokens_.data(),
                               static_cast<std::int32_t>(step_tokens_.size()),
-                              proposal_.size() + 1, sampler_.wanted());
+                              proposal_.nodes() + 1, sampler_.wanted(),
+                              tree ? step_parents_.data() : nullptr);
   }
-  totals_.verify_seconds += round_verify_seconds_;
   totals_.model_seconds += model_seconds() - before;
-  Stopwatch watch(totals_.accept_seconds);
-  LazyRows rows(*this, logits);
-  const RoundNoise noise{options_.sampling.seed, static_cast<std::uint64_t>(sequence_.length())};
-  return specdec::verify(options_.rule, rows, proposal_.drafts(), noise, race_, scratch_);
+  Verdict verdict{};
+  {
+    Stopwatch watch(accept_seconds);
+    LazyRows rows(*this, logits);
+    const RoundNoise noise{options_.sampling.seed, static_cast<std::uint64_t>(sequence_.length())};
+    verdict = specdec::verify(rule(), rows, proposal_.drafts(), noise, race_, scratch_);
+  }
+  totals_.verify_seconds += run_seconds;
+  totals_.accept_seconds += accept_seconds;
+  round_target_seconds_ = run_seconds + accept_seconds;
+  return verdict;
+}
+
+Rule Engine::rule() const {
+  // By the plan, not by what came of it: were a round with siblings behind one draft checked by
+  // another rule than one without them behind its alternatives, neither rule's proof would hold.
+  return options_.rule == Rule::block && plan_.width > 1 ? Rule::token : options_.rule;
 }
 
 RoundResult Engine::commit(const Verdict& verdict) {
   Stopwatch watch(totals_.accept_seconds);
   RoundResult result;
-  result.tokens.assign(proposal_.tokens().begin(), proposal_.tokens().begin() + verdict.accepted);
+  const auto chain = proposal_.chain().begin();
+  result.tokens.assign(chain, chain + verdict.accepted);
+  if (verdict.sibling >= 0) result.tokens.back() = proposal_.sibling(verdict.sibling);
   result.tokens.push_back(verdict.next);
   result.drafted = verdict.accepted;
   const auto& stops = options_.stop_ids;
@@ -185,10 +237,8 @@ RoundResult Engine::commit(const Verdict& verdict) {
     sequence_.append(token);
     sampler_.see(token);
   }
-  // The step's columns are those of the last token before and of all new ones but the last.
+  keep_columns(verdict);
   const std::int32_t length = sequence_.length();
-  target_->cache().commit(length - 1 - target_->cache().length());
-  if (drafter_) drafter_->rollback(length - 1);
   if (result.finish == Finish::none &&
       (length >= max_context() ||
        (options_.max_tokens > 0 && sequence_.generated() >= options_.max_tokens))) {
@@ -199,23 +249,56 @@ RoundResult Engine::commit(const Verdict& verdict) {
   return result;
 }
 
+void Engine::keep_columns(const Verdict& verdict) {
+  // The step's columns are those of the last token before, of the chain and of the siblings: what
+  // is kept are those of all committed tokens but the last.
+  KvCache& cache = target_->cache();
+  const std::int32_t length = sequence_.length();
+  const std::int32_t kept = length - 1 - cache.length();
+  const auto before = static_cast<std::int32_t>(step_tokens_.size()) - proposal_.nodes();
+  const std::int32_t last_draft = before + verdict.accepted - 1;
+  std::int32_t drafted = length - 1;  // tokens that the drafter may have seen
+  if (verdict.sibling >= 0 && last_draft < kept) {
+    drafted = cache.length() + last_draft;
+    target_->move_row(before + proposal_.depth() + verdict.sibling, last_draft);
+  }
+  cache.commit(kept);
+  if (drafter_) drafter_->rollback(drafted);
+}
+
 void Engine::account(const Verdict& verdict, std::int32_t committed) {
-  const std::int32_t drafted = proposal_.size();
   ++totals_.rounds;
   totals_.tokens += committed;
-  const auto positions = static_cast<std::size_t>(drafted);
+  totals_.checked += proposal_.nodes();
+  const auto positions = static_cast<std::size_t>(proposal_.depth());
   if (totals_.drafted_at.size() < positions) {
     totals_.drafted_at.resize(positions);
     totals_.accepted_at.resize(positions);
   }
-  for (std::int32_t i = 0; i < drafted; ++i) {
+  for (std::int32_t i = 0; i < proposal_.depth(); ++i) {
     ++totals_.drafted_at[i];
     if (i < verdict.accepted) ++totals_.accepted_at[i];
   }
-  if (drafter_) {
-    auto_length_.observe(
-        {drafted, verdict.accepted, round_draft_seconds_, round_verify_seconds_});
-  }
+  if (policy_ == &auto_policy_) auto_policy_.observe(outcome(verdict));
+}
+
+RoundOutcome Engine::outcome(const Verdict& verdict) const {
+  RoundOutcome result;
+  result.drafted = proposal_.depth();
+  result.rows = static_cast<std::int32_t>(step_tokens_.size());
+  result.accepted = verdict.accepted - (verdict.sibling >= 0 ? 1 : 0);
+  result.draft_seconds = round_draft_seconds_;
+  result.target_seconds = round_target_seconds_;
+  result.all_compared = options_.rule == Rule::greedy || options_.rule == Rule::coupled;
+  if (result.accepted == result.drafted) return result;
+  const Candidates& candidates = proposal_.position(result.accepted);
+  const bool sibling = verdict.sibling >= 0;
+  if (!sibling && !result.all_compared) return result;
+  const std::int32_t choice = sibling ? proposal_.sibling(verdict.sibling) : verdict.next;
+  const auto* end = candidates.tokens + candidates.count;
+  const auto* found = std::find(candidates.tokens, end, choice);
+  if (found != end) result.chosen = static_cast<std::int32_t>(found - candidates.tokens);
+  return result;
 }
 
 void Engine::rollback() {
@@ -233,6 +316,25 @@ void Engine::set_draft_length(std::int32_t k) {
                     std::to_string(most) + " drafts in a step");
   }
   draft_length_ = k;
+}
+
+void Engine::set_draft_width(std::int32_t width) {
+  if (width != kAuto && (width < 1 || width > kMaxCandidates)) {
+    throw Error(ErrorCode::invalid_input,
+                "draft_width is " + std::to_string(width) + "; it must be 1 to " +
+                    std::to_string(kMaxCandidates) + " or \"auto\"");
+  }
+  if (width > 1 && !target_->takes_trees()) {
+    throw Error(ErrorCode::invalid_input,
+                "draft_width is " + std::to_string(width) +
+                    ", and this target checks one candidate for each position; it must be 1 or "
+                    "\"auto\"");
+  }
+  draft_width_ = width;
+}
+
+std::int32_t Engine::widest_draft() const {
+  return target_->takes_trees() && drafter_ ? drafter_->widest() : 1;
 }
 
 std::int32_t Engine::longest_draft() const {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "decoder.h"
-#include "draft_length.h"
+#include "auto_policy.h"
 #include "drafter.h"
 #include "sampler.h"
 #include "sequence.h"
@@ -34,10 +34,11 @@ struct RoundResult {
 struct Totals {
   std::int64_t rounds = 0;
   std::int64_t tokens = 0;           // committed
+  std::int64_t checked = 0;          // drafts that the target checked, siblings included
   std::int64_t prompt_tokens = 0;
   // Of the prompt: neither in the caches already, nor its last token, which the first round runs.
   std::int64_t prefilled_tokens = 0;
-  std::vector<std::int64_t> drafted_at;   // [i]: rounds with at least i + 1 drafts
+  std::vector<std::int64_t> drafted_at;   // [i]: rounds with drafts for at least i + 1 positions
   std::vector<std::int64_t> accepted_at;  // [i]: of those, rounds that accepted at least i + 1
   double prefill_seconds = 0;
   double draft_seconds = 0;
@@ -48,11 +49,10 @@ struct Totals {
 
 // Speculative decoding of one sequence: propose, verify, commit, round by round.
 //
-// One thread at a time may start, prefill and run rounds; set_draft_length() and cancel() may be
-// called from any thread at any time.
+// One thread at a time may start, prefill and run rounds; set_draft_length(), set_draft_width() and
+// cancel() may be called from any thread at any time.
 class Engine {
  public:
-  static constexpr std::int32_t kAuto = -1;
   static constexpr std::int32_t kMaxDraftLength = 32;
 
   // drafter may be null: plain decoding. Both models' caches belong to the engine from here on.
@@ -69,21 +69,31 @@ class Engine {
 
   void set_draft_length(std::int32_t k);  // 1..kMaxDraftLength or kAuto
   std::int32_t draft_length() const { return draft_length_; }
+
+  // Candidates for each position, 1..kMaxCandidates; more than 1 only on a target that takes trees.
+  // kAuto: with a draft length of kAuto as many as are worth it, else 1.
+  void set_draft_width(std::int32_t width);
+  std::int32_t draft_width() const { return draft_width_; }
+
   void cancel() { cancelled_ = true; }
 
   const Sequence& sequence() const { return sequence_; }
   const Totals& totals() const { return totals_; }
   std::int32_t max_context() const { return target_->cache().capacity(); }
-  std::int32_t longest_draft() const;  // that fits into one step of the target
+  std::int32_t longest_draft() const;  // that fits into one step of the target, and all its drafts
+  std::int32_t widest_draft() const;   // candidates for one position
 
  private:
   class LazyRows;
 
-  std::int32_t choose_draft_length();
-  void propose(std::int32_t k);
+  DraftLimits limits() const;
+  void propose();
   Verdict verify();
+  Rule rule() const;
   RoundResult commit(const Verdict& verdict);
+  void keep_columns(const Verdict& verdict);
   void account(const Verdict& verdict, std::int32_t committed);
+  RoundOutcome outcome(const Verdict& verdict) const;
   void rollback();
   double model_seconds() const;
 
@@ -93,16 +103,21 @@ class Engine {
   Sampler sampler_;
   StreamOptions options_;
   Proposal proposal_;
-  DraftLength auto_length_;
+  AutoPolicy auto_policy_;
+  FixedDraft fixed_draft_{1, 1};
+  DraftPolicy* policy_ = nullptr;  // of the round; null where nothing could be drafted
+  DraftPlan plan_{};               // of the round
   Totals totals_;
   bool running_ = false;
   std::vector<Distribution> rows_;  // kept between rounds for their storage
   RaceNoise race_;
   std::vector<float> scratch_;
   std::vector<std::int32_t> step_tokens_;
+  std::vector<std::int32_t> step_parents_;
   double round_draft_seconds_ = 0;
-  double round_verify_seconds_ = 0;
+  double round_target_seconds_ = 0;
   std::atomic<std::int32_t> draft_length_{kAuto};
+  std::atomic<std::int32_t> draft_width_{kAuto};
   std::atomic<bool> cancelled_{false};
 };
 

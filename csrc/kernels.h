@@ -14,6 +14,23 @@ std::int32_t argmax(const float* x, std::int32_t n);
 
 float max(const float* x, std::int32_t n);
 
+// Some of the greatest, in descending order.
+struct Ranked {
+  float value;
+  std::int32_t index;
+};
+
+// Puts `entry` in its place among best[m], whose last it exceeds.
+inline void rank(Ranked* best, std::int32_t m, const Ranked& entry) {
+  std::int32_t i = m - 1;
+  for (; i > 0 && best[i - 1].value < entry.value; --i) best[i] = best[i - 1];
+  best[i] = entry;
+}
+
+// Puts what exceeds best[m - 1] of x[n] into best[m], as index first + i; NaN never does, and
+// equals stay in their order.
+void top(const float* x, std::int32_t n, std::int32_t first, Ranked* best, std::int32_t m);
+
 double sum(const float* x, std::int32_t n);
 
 // Sum of those x[i] that are at least threshold.
@@ -21,6 +38,9 @@ double sum_at_least(const float* x, std::int32_t n, float threshold);
 
 // out[i] = exp((x[i] - shift) * scale), zero below exp(-87); returns the sum. out may be x.
 double exp_shifted(const float* x, std::int32_t n, float shift, float scale, float* out);
+
+// Sum of exp(x[i] - shift), x[i] <= shift.
+double exp_sum(const float* x, std::int32_t n, float shift);
 
 // Sum of min(a * x[i], b * y[i]).
 double overlap(const float* x, float a, const float* y, float b, std::int32_t n);
@@ -46,9 +66,10 @@ std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int3
 void race_words(std::uint64_t seed, std::uint64_t position, std::int32_t first, std::int32_t n,
                 std::uint32_t* out);
 
-// The first greatest of weights[i] / E[i] that exceeds best, where E[i] is the Exp(1) variate that
-// words[i] stands for: its index, and best becomes its value. -1 where none exceeds best.
-std::int32_t race(const float* weights, const std::uint32_t* words, std::int32_t n, float& best);
+// Puts what exceeds best[m - 1] of the scores weights[i] / E[i] into best[m], as index first + i;
+// E[i] is the Exp(1) variate that words[i] stands for. Equal scores stay in their order.
+void race(const float* weights, const std::uint32_t* words, std::int32_t n, std::int32_t first,
+          Ranked* best, std::int32_t m);
 
 }  // namespace kernels
 }  // namespace specdec

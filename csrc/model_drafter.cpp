@@ -1,32 +1,30 @@
 #include <algorithm>
 
+#include "draw_position.h"
 #include "drafter.h"
 
 namespace specdec {
 namespace {
 
-// Runs and commits tokens[n], then draws k drafts of what follows, each from the step of the one
-// before.
-void draw(Decoder& decoder, const std::int32_t* tokens, std::int32_t n, std::int32_t k,
+// Runs and commits tokens[n], then draws drafts for at most `depth` positions, each from the step
+// of the chain's draft before.
+void draw(Decoder& decoder, const std::int32_t* tokens, std::int32_t n, std::int32_t depth,
           const DraftRequest& request, Sampler& sampler, Proposal& proposal) {
   KvCache& cache = decoder.cache();
-  const Wanted wanted = sampler.wanted();
+  const Wanted wanted = request.plan.width > 1 ? Wanted::logits : sampler.wanted();
   LogitRows rows = decoder.forward(tokens, n, 1, wanted);
   cache.commit(n);
-  for (std::int32_t i = 0; i < k; ++i) {
-    Distribution& q = proposal.next_distribution();
-    sampler.distribution(rows.row(0), false, q);
-    const auto offset = static_cast<std::uint32_t>(i);
-    const std::int32_t token = request.rule == Rule::coupled
-                                   ? q.race(request.noise, offset, request.race)
-                                   : q.sample(request.noise.uniform(Purpose::draft, offset));
-    proposal.push(token);
+  std::int32_t seen = 0;
+  for (std::int32_t i = 0; i < depth; ++i) {
+    const Branch branch = draw_position(rows.row(0), i, request, sampler, proposal);
+    if (branch.nodes < 1 || !branch.go_on || i + 1 == depth) break;
+    const std::int32_t token = proposal.chain().back();
     sampler.see(token);
-    if (i + 1 == k) break;
+    ++seen;
     rows = decoder.forward(&token, 1, 1, wanted);
     cache.commit(1);
   }
-  sampler.unsee(k);
+  sampler.unsee(seen);
 }
 
 }  // namespace
@@ -49,7 +47,7 @@ void ModelDrafter::start(const Sequence& sequence, const std::function<bool()>& 
 void ModelDrafter::propose(const Sequence& sequence, const DraftRequest& request,
                            Sampler& sampler, Proposal& proposal) {
   KvCache& cache = decoder_->cache();
-  const std::int32_t k = std::min(request.k, cache.capacity() - sequence.length());
+  const std::int32_t k = std::min(request.plan.depth, cache.capacity() - sequence.length());
   if (k < 1 || !takes(sequence)) return;
   // After rounds without drafts it may be many tokens behind; else one or two.
   const std::int32_t most = decoder_->options().max_width;
@@ -66,7 +64,7 @@ void AttachedDrafter::propose(const Sequence& sequence, const DraftRequest& requ
                               Sampler& sampler, Proposal& proposal) {
   // The last token stands at `last`, and draft i is run in the column after i more.
   const std::int32_t last = sequence.length() - 1;
-  const std::int32_t k = std::min(request.k, decoder_->cache().capacity() - last);
+  const std::int32_t k = std::min(request.plan.depth, decoder_->cache().capacity() - last);
   if (k < 1 || !decoder_->follow(last)) return;
   draw(*decoder_, &sequence.tokens()[last], 1, k, request, sampler, proposal);
 }

@@ -49,11 +49,14 @@ void NgramDrafter::propose(const Sequence& sequence, const DraftRequest& request
     const auto found = map.find(hash(tokens.data() + length - n, n));
     if (found == map.end()) continue;
     // Past the end of the text the drafts follow themselves: a period goes on.
-    for (std::int32_t i = 0; i < request.k; ++i) {
+    for (std::int32_t i = 0; i < request.plan.depth; ++i) {
+      const Branch branch = request.policy.branch(i, nullptr, 1);
+      if (branch.nodes < 1) return;
       const std::int32_t from = found->second + i;
-      const std::int32_t token = from < length ? tokens[from] : proposal.tokens()[from - length];
+      const std::int32_t token = from < length ? tokens[from] : proposal.chain()[from - length];
       proposal.next_distribution().hold_one(token);
-      proposal.push(token);
+      proposal.push({{token}, 1, 1});
+      if (!branch.go_on) return;
     }
     return;
   }

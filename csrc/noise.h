@@ -9,6 +9,12 @@ namespace specdec {
 // What a random number is for. Different purposes never share a draw.
 enum class Purpose : std::uint32_t { draft = 1, accept = 2, next = 3, race = 4 };
 
+// Where the noise for candidate `rank` of a round's position i is addressed: the first candidates
+// have the offsets that they have in rounds of one candidate for each position.
+constexpr std::uint32_t candidate_offset(std::int32_t i, std::int32_t rank) {
+  return static_cast<std::uint32_t>(rank) << 16 | static_cast<std::uint32_t>(i);
+}
+
 // All random numbers of one round, addressed and not drawn in order.
 //
 // Uniforms are keyed by (seed, position at which the round starts, offset within it, purpose).

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 #include "error.h"
 #include "kernels.h"
@@ -101,6 +102,34 @@ std::int32_t Sampler::argmax(const LogitRow& row) {
     if (!std::isfinite(row.logits[index])) throw_bad_logits();
   }
   return row.ids == nullptr ? index : row.ids[index];
+}
+
+std::int32_t Sampler::best(const LogitRow& row, std::int32_t n, std::int32_t* tokens) {
+  if (n == 1 || row.logits == nullptr) {
+    tokens[0] = argmax(row);
+    return 1;
+  }
+  adjust(row);
+  kernels::Ranked ranked[kMaxCandidates];
+  std::fill_n(ranked, n, kernels::Ranked{-std::numeric_limits<float>::infinity(), -1});
+  kernels::top(row.logits, row.size, 0, ranked, n);
+  if (!std::isfinite(ranked[0].value)) throw_bad_logits();
+  std::int32_t count = 0;
+  for (; count < n && ranked[count].index >= 0; ++count) {
+    const std::int32_t index = ranked[count].index;
+    tokens[count] = row.ids == nullptr ? index : row.ids[index];
+  }
+  return count;
+}
+
+void Sampler::confidences(const LogitRow& row, const std::int32_t* tokens, std::int32_t n,
+                          float* probabilities) const {
+  const float greatest = row.logits[index_in(row, tokens[0])];
+  const double total = kernels::exp_sum(row.logits, row.size, greatest);
+  for (std::int32_t i = 0; i < n; ++i) {
+    const float logit = row.logits[index_in(row, tokens[i])];
+    probabilities[i] = static_cast<float>(std::exp(double{logit} - greatest) / total);
+  }
 }
 
 void Sampler::distribution(const LogitRow& row, bool in_place, Distribution& out) {

@@ -40,6 +40,14 @@ class Sampler {
   // The most probable token. Changes the row's logits where penalties or biases apply.
   std::int32_t argmax(const LogitRow& row);
 
+  // The n <= kMaxCandidates most probable tokens; returns how many there are: at least 1, and only
+  // that where the row gives no more than its best. Changes the logits as argmax() does.
+  std::int32_t best(const LogitRow& row, std::int32_t n, std::int32_t* tokens);
+
+  // The probabilities, at temperature 1, of what best() gave of a row with logits.
+  void confidences(const LogitRow& row, const std::int32_t* tokens, std::int32_t n,
+                   float* probabilities) const;
+
   // The row's distribution. In place: `out` refers to row.logits, which become weights, unless
   // truncation leaves few of them. Otherwise the weights are out's own and the row may be reused.
   void distribution(const LogitRow& row, bool in_place, Distribution& out);

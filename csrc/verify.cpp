@@ -4,27 +4,84 @@
 
 namespace specdec {
 
-Verdict verify_greedy(TargetRows& p, const Drafts& drafts) {
+namespace {
+
+// The draft after `accepted` ones that is the target's choice `next`: -1 for that of the chain, a
+// sibling's number, or none.
+constexpr std::int32_t kChain = -1;
+constexpr std::int32_t kNone = -2;
+
+std::int32_t find(const Drafts& drafts, std::int32_t accepted, std::int32_t next) {
+  if (accepted == drafts.k) return kNone;
+  if (drafts.tokens[accepted] == next) return kChain;
+  for (std::int32_t s = drafts.first(accepted); s < drafts.first(accepted + 1); ++s) {
+    if (drafts.siblings[s] == next) return s;
+  }
+  return kNone;
+}
+
+// Follows the drafts for as long as one of them is the target's choice of a row, given the row and
+// the number of drafts before it.
+template <class Choose>
+Verdict follow(TargetRows& p, const Drafts& drafts, const Choose& choose) {
   std::int32_t accepted = 0;
   while (true) {
-    const std::int32_t next = p.row(accepted).argmax();
-    if (accepted == drafts.k || next != drafts.tokens[accepted]) return {accepted, next};
+    const std::int32_t next = choose(p.row(accepted), accepted);
+    const std::int32_t draft = find(drafts, accepted, next);
+    if (draft == kNone) return {accepted, next};
     ++accepted;
+    if (draft != kChain) return {accepted, choose(p.leaf(draft), accepted), draft};
   }
+}
+
+// The noise that decides on candidate `rank` of position i.
+double accept_noise(const RoundNoise& noise, std::int32_t i, std::int32_t rank) {
+  return noise.uniform(Purpose::accept, candidate_offset(i, rank));
+}
+
+double next_noise(const RoundNoise& noise, std::int32_t accepted) {
+  return noise.uniform(Purpose::next, static_cast<std::uint32_t>(accepted));
+}
+
+// After the rejection of draft i: its siblings.
+Verdict verify_siblings(TargetRows& p, const Drafts& drafts, std::int32_t i,
+                        const RoundNoise& noise, std::vector<float>& scratch) {
+  const Distribution& q = drafts.q[i];
+  const Distribution& row = p.row(i);
+  Distribution rest = excess_of(1.0, row, q, q.total(), scratch);
+  std::int32_t tried[kMaxCandidates] = {drafts.tokens[i]};
+  std::int32_t count = 1;
+  for (std::int32_t s = drafts.first(i); s < drafts.first(i + 1) && rest.total() > 0; ++s) {
+    const std::int32_t token = drafts.siblings[s];
+    // All that was tried is rejected, so p has none of it left: only the total has to change.
+    const double q_total = q.total_without(tried, count);
+    const double draft = q.weight(token) / q_total;
+    if (accept_noise(noise, i, count) * draft < rest.probability(token)) {
+      return {i + 1, p.leaf(s).sample(next_noise(noise, i + 1)), s};
+    }
+    rest = excess_of(1.0, rest, q, q_total, scratch);
+    tried[count++] = token;
+  }
+  const double v = next_noise(noise, i);
+  return {i, rest.total() > 0 ? rest.sample(v) : row.sample(v)};
+}
+
+}  // namespace
+
+Verdict verify_greedy(TargetRows& p, const Drafts& drafts) {
+  return follow(p, drafts,
+                [](const Distribution& row, std::int32_t) { return row.argmax(); });
 }
 
 Verdict verify_token(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
                      std::vector<float>& scratch) {
   for (std::int32_t i = 0; i < drafts.k; ++i) {
-    const double u = noise.uniform(Purpose::accept, static_cast<std::uint32_t>(i));
     const double target = p.row(i).probability(drafts.tokens[i]);
     const double draft = drafts.q[i].probability(drafts.tokens[i]);
-    if (u * draft < target) continue;
-    const double v = noise.uniform(Purpose::next, static_cast<std::uint32_t>(i));
-    return {i, sample_excess(1.0, p.row(i), drafts.q[i], v, scratch)};
+    if (accept_noise(noise, i, 0) * draft < target) continue;
+    return verify_siblings(p, drafts, i, noise, scratch);
   }
-  const double v = noise.uniform(Purpose::next, static_cast<std::uint32_t>(drafts.k));
-  return {drafts.k, p.row(drafts.k).sample(v)};
+  return {drafts.k, p.row(drafts.k).sample(next_noise(noise, drafts.k))};
 }
 
 Verdict verify_block(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
@@ -58,13 +115,9 @@ Verdict verify_block(TargetRows& p, const Drafts& drafts, const RoundNoise& nois
 
 Verdict verify_coupled(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
                        RaceNoise& race) {
-  std::int32_t accepted = 0;
-  while (true) {
-    const std::int32_t next =
-        p.row(accepted).race(noise, static_cast<std::uint32_t>(accepted), race);
-    if (accepted == drafts.k || next != drafts.tokens[accepted]) return {accepted, next};
-    ++accepted;
-  }
+  return follow(p, drafts, [&](const Distribution& row, std::int32_t accepted) {
+    return row.race(noise, static_cast<std::uint32_t>(accepted), race);
+  });
 }
 
 Verdict verify(Rule rule, TargetRows& p, const Drafts& drafts, const RoundNoise& noise,

@@ -12,6 +12,11 @@
 // on the first i drafts) and the drafter's k distributions q (row i is what draft i was drawn
 // from), each after temperature, truncation and penalties. They say how many drafts are accepted
 // and which token follows them, so that the text is distributed as the target's.
+//
+// A draft may have siblings: other candidates for its position, which no draft follows. A round
+// then is a chain with leaves. Where the target's choice is a function of its distribution (greedy,
+// coupled), a candidate is accepted that is this choice; the rules that sample take Rule::token's
+// way with siblings, and Rule::block is for chains alone.
 
 namespace specdec {
 
@@ -20,20 +25,32 @@ enum class Rule { greedy, token, block, coupled };
 struct Verdict {
   std::int32_t accepted;  // in 0..k
   std::int32_t next;      // the token that follows the accepted drafts
+  std::int32_t sibling = -1;  // in place of the last accepted draft, which of all siblings; -1: none
 };
 
 struct Drafts {
   const std::int32_t* tokens;  // [k]
   const Distribution* q;       // [k]
   std::int32_t k;
+  // Draft i's are siblings[first_sibling[i]] to siblings[first_sibling[i + 1] - 1], in the order in
+  // which they were drawn; null: there are none.
+  const std::int32_t* siblings = nullptr;
+  const std::int32_t* first_sibling = nullptr;  // [k + 1]
+
+  std::int32_t first(std::int32_t i) const { return first_sibling == nullptr ? 0 : first_sibling[i]; }
 };
 
-// The target's k + 1 rows. Rules ask in ascending order and only for rows that decide something,
-// so that what a rejection makes irrelevant is never computed.
+// The target's rows. Rules ask in ascending order and only for rows that decide something, so that
+// what a rejection makes irrelevant is never computed.
 class TargetRows {
  public:
   virtual ~TargetRows() = default;
+
+  // After the first i drafts, 0 <= i <= k.
   virtual const Distribution& row(std::int32_t i) = 0;
+
+  // After a sibling: the last row that is asked for, when row() was for all drafts before it.
+  virtual const Distribution& leaf(std::int32_t sibling) = 0;
 };
 
 // Temperature 0: accept while the draft is the target's most probable token.
@@ -41,6 +58,13 @@ Verdict verify_greedy(TargetRows& p, const Drafts& drafts);
 
 // Token by token: accept with probability min(1, p/q), else draw from the normalised max(p - q, 0).
 // Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2.
+//
+// Siblings must be drawn without replacement: x1 from q1 = q, x2 from q2 = q without x1, and so on.
+// They are tried in that order by recursive rejection: x[j] is accepted with probability
+// min(1, p[j](x[j]) / q[j](x[j])), else p[j + 1] is the normalised max(p[j] - q[j], 0), and after the
+// last candidate the token is drawn from that. Then it follows p = p1, whatever q is: Jeon et al.
+// 2402.14160 (RSD), recursive rejection sampling, after Miao et al. 2305.09781 (SpecInfer), whose
+// candidates are drawn with replacement.
 Verdict verify_token(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
                      std::vector<float>& scratch);
 

@@ -1,13 +1,14 @@
 """Types of the C++ core; see csrc/ for what each does."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 AUTO: int
 MAX_DRAFT_LENGTH: int
+MAX_DRAFT_WIDTH: int
 
 class SamplingOptions:
     temperature: float
@@ -41,6 +42,7 @@ class RoundResult:
 class Totals:
     rounds: int
     tokens: int
+    checked: int
     prompt_tokens: int
     prefilled_tokens: int
     drafted_at: list[int]
@@ -155,17 +157,23 @@ class Engine:
     def round(self) -> RoundResult: ...
     def cancel(self) -> None: ...
     def set_draft_length(self, k: int) -> None: ...
+    def set_draft_width(self, width: int) -> None: ...
     @property
     def draft_length(self) -> int: ...
+    @property
+    def draft_width(self) -> int: ...
     @property
     def max_context(self) -> int: ...
     @property
     def longest_draft(self) -> int: ...
     @property
+    def widest_draft(self) -> int: ...
+    @property
     def totals(self) -> Totals: ...
     @property
     def tokens(self) -> list[int]: ...
 
+@overload
 def verify_batch(
     rule: str,
     target_probs: npt.NDArray[np.float32],
@@ -174,6 +182,17 @@ def verify_batch(
     seeds: npt.NDArray[np.uint64],
     position: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]: ...
+@overload
+def verify_batch(
+    rule: str,
+    target_probs: npt.NDArray[np.float32],
+    draft_probs: npt.NDArray[np.float32],
+    draft_tokens: npt.NDArray[np.int32],
+    seeds: npt.NDArray[np.uint64],
+    position: int,
+    siblings: npt.NDArray[np.int32],
+    sibling_of: Sequence[int],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]: ...
 def race_batch(
     probs: npt.NDArray[np.float32], seeds: npt.NDArray[np.uint64], position: int
 ) -> npt.NDArray[np.int32]: ...
