@@ -101,8 +101,7 @@ void AcceptanceModel::add_sibling(float confidence, bool chosen) {
 void AcceptanceModel::add_next(std::int32_t depth, float before, bool accepted) {
   const double hit = accepted ? 1 : 0;
   if (depth > 0) next_after_[bin(before)].add(hit, mean_next_[depth]);
-  next_[depth].add(hit, 1);
-  refresh();
+  next_[depth].add(hit, 1);  // and mean_next_ at the end of the round
 }
 
 void AcceptanceModel::end_round(std::int32_t depth) {

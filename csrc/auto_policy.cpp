@@ -17,7 +17,7 @@ constexpr double kFirstProbes = 1;
 constexpr double kMostProbes = 1.5;
 constexpr double kStreamProbes = 0.5;  // what a new prompt is worth a look
 constexpr double kSiblingRate = 0.05;
-constexpr double kHopeless = 0.01;     // chance of being reached, below which a depth is not looked at
+constexpr double kHopeless = 0.01;     // chance of a depth to be reached that is not worth a look
 constexpr std::int32_t kFewRuns = 2;   // of a width, after which its cost counts as known
 
 constexpr std::int32_t kFirstRounds = 3;   // whose drafts are short: their cost is not known
