@@ -65,7 +65,7 @@ def prepare(python: Path, checkpoints: Checkpoints, report: Report) -> dict[str,
             "made of": checkpoints.stamp_of(source / "config.json"),
         }
         made_once(home / role, of, make, report)
-    return {"folder": str(home)}
+    return {"plain": str(home / "target"), "draft": str(_joined(home))}
 
 
 class OnnxRuntimeGenai:
@@ -81,10 +81,8 @@ class OnnxRuntimeGenai:
         self._mode: dict[str, Any] = config["mode"]
         self._context: int = config["context"]
         self._stop_ids = set(config["stop_ids"])
-        home = Path(config["folder"])
-        model = onnxruntime_genai.Config(
-            str(_joined(home) if self._mode.get("draft") else home / "target")
-        )
+        kind = "draft" if self._mode.get("draft") else "plain"
+        model = onnxruntime_genai.Config(config[kind])
         threads = {"intra_op_num_threads": config["threads"]}
         overlay: dict[str, Any] = {"decoder": {"session_options": threads}}
         if self._mode.get("draft"):
@@ -122,19 +120,23 @@ class OnnxRuntimeGenai:
 
 
 def _joined(home: Path) -> Path:
-    """A folder whose configuration has both decoders."""
+    """A folder whose configuration has both decoders, with both models below it."""
     folder = home / "joined"
-    folder.mkdir(exist_ok=True)
-    for path in (home / "target").iterdir():
-        if path.suffix in (".json", ".jinja") and path.name != "genai_config.json":
-            (folder / path.name).write_bytes(path.read_bytes())
+    for role in ("target", "drafter"):
+        (folder / role).mkdir(parents=True, exist_ok=True)
+        for path in (home / role).iterdir():
+            beside = path.suffix in (".json", ".jinja") and role == "target"
+            link = folder / path.name if beside else folder / role / path.name
+            if path.name != "genai_config.json":
+                link.unlink(missing_ok=True)
+                os.link(path, link)
     joined, draft = (
         json.loads((home / role / "genai_config.json").read_text("utf-8"))
         for role in ("target", "drafter")
     )
     joined["model"]["draft"] = draft["model"]["decoder"]
-    joined["model"]["decoder"]["filename"] = "../target/model.onnx"
-    joined["model"]["draft"]["filename"] = "../drafter/model.onnx"
+    joined["model"]["decoder"]["filename"] = "target/model.onnx"
+    joined["model"]["draft"]["filename"] = "drafter/model.onnx"
     (folder / "genai_config.json").write_text(json.dumps(joined, indent=1), encoding="utf-8")
     return folder
 

@@ -52,6 +52,7 @@ class Itself:
             if not hasattr(Generator, "draft_width"):
                 raise ValueError("this specdec drafts no trees")
             self._generator.draft_width = mode["draft_width"]
+        self._ignore_eos: bool = mode.get("ignore_eos", False)
         self.versions["layout"] = target.folder.layout
 
     def generate(self, request: Request, emit: Emit) -> dict[str, float]:
@@ -63,6 +64,7 @@ class Itself:
             min_p=0.0,
             seed=request.seed,
             max_tokens=request.max_tokens,
+            ignore_eos=self._ignore_eos,
         )
         for chunk in stream:
             emit(chunk.tokens)

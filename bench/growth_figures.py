@@ -1,0 +1,111 @@
+"""What growth is measured against: the cost model's prediction and the memory's bandwidth.
+
+Pure functions, but for the measurement of the bandwidth itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from specdec import Stats
+from specdec.cost_model import Pair
+from specdec.model_folder import ModelConfig
+
+_BANDWIDTH_BYTES = 256 << 20  # far more than any cache holds
+_BANDWIDTH_TURNS = 7
+_FLOAT = 4  # bytes of an element of K or V on the CPU
+
+
+@dataclass(frozen=True)
+class LengthRun:
+    """What texts at one fixed draft length cost and brought."""
+
+    draft_length: int
+    tokens_per_second: float
+    slowest: float
+    """Of the repeats; so is the next."""
+    fastest: float
+    stats: Stats
+    """Of all texts together."""
+
+
+def measured_bandwidth(threads: int) -> float:
+    """Bytes per second that so many threads read from memory together, the best of some turns."""
+    parts = np.array_split(np.ones(_BANDWIDTH_BYTES // 8, dtype=np.int64), threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_BANDWIDTH_TURNS):
+            begin = time.perf_counter()
+            list(pool.map(np.add.reduce, parts))
+            best = max(best, _BANDWIDTH_BYTES / (time.perf_counter() - begin))
+    return best
+
+
+def weight_bytes(checkpoint: Path, head_rows: int | None = None) -> int:
+    """Bytes of a GGUF file's tensors that a step reads.
+
+    That is all of them: a tied embedding is read whole, as the head. ``head_rows`` counts so many
+    rows of it instead, for a drafter whose head is trimmed.
+    """
+    total = 0
+    for tensor in gguf.GGUFReader(checkpoint).tensors:
+        size = int(tensor.n_bytes)
+        if head_rows is not None and tensor.name == "token_embd.weight":
+            size = size * head_rows // int(tensor.shape[1])
+        total += size
+    return total
+
+
+def cache_bytes(config: ModelConfig) -> int:
+    """Bytes of K and V that one token of the past takes."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * _FLOAT
+
+
+def most_tokens_per_second(
+    bandwidth: float, step_bytes: float, tokens: float = 1.0, draft_bytes: float = 0.0
+) -> float:
+    """The speed at which memory is read without a pause.
+
+    A round commits ``tokens`` and reads ``step_bytes`` and ``draft_bytes``.
+    """
+    return tokens * bandwidth / (step_bytes + draft_bytes)
+
+
+def acceptance(runs: Sequence[LengthRun]) -> float:
+    """Probability that a draft is accepted if all before it were, the same at all positions.
+
+    The maximum-likelihood estimate under the model of Leviathan et al. 2211.17192: accepted drafts
+    over drafts that were reached.
+    """
+    accepted = reached = 0
+    for run in runs:
+        stats = run.stats
+        accepted += stats.accepted
+        # A draft is reached if the one before it was accepted; the last rounds of a text are short.
+        before = (stats.rounds, *stats.accepted_by_position[:-1])
+        reached += sum(map(min, before, stats.drafted_by_position))
+    return accepted / reached if reached else 0.0
+
+
+def predictions(fitted: Sequence[LengthRun], lengths: Sequence[int]) -> dict[int, float]:
+    """Tokens per second at ``lengths`` as ``specdec.cost_model`` has them.
+
+    From ``fitted`` come the acceptance, the seconds of a drafted token, and those of a target step
+    by its rows: a straight line through the measured widths.
+    """
+    drafted = sum(run.stats.drafted for run in fitted)
+    draft_seconds = sum(run.stats.seconds["draft"] for run in fitted) / drafted
+    widths = np.array([run.draft_length + 1 for run in fitted], dtype=np.float64)
+    steps = np.array([run.stats.seconds["verify"] / run.stats.rounds for run in fitted])
+    slope, base = np.polyfit(widths, steps, 1) if len(fitted) > 1 else (0.0, steps[0])
+    seconds = {k + 1: float(base + slope * (k + 1)) for k in (0, *lengths)}
+    pair = Pair(target_seconds=seconds, draft_seconds=draft_seconds)
+    rate = acceptance(fitted)
+    return {k: pair.predict(rate, k).tokens_per_second for k in lengths}
