@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.peers.protocol import Emit, Engine, Request, serve
+from bench.peers.protocol import UNTOLD, Emit, Engine, Request, serve
 
 if TYPE_CHECKING:
     from bench.peers.checkpoints import Checkpoints
@@ -182,12 +182,17 @@ class LlamaServer:
             answer = connection.getresponse()
             if answer.status != 200:
                 raise RuntimeError(f"the server answers {answer.status}: {answer.read(500)!r}")
+            told = 0
             for line in answer:
                 if not line.startswith(b"data: "):
                     continue
                 event = json.loads(line[len(b"data: ") :])
-                emit(event.get("tokens") or [])
+                tokens = event.get("tokens") or []
+                told += len(tokens)
+                emit(tokens)
                 if event.get("stop"):
+                    # The server does not tell a token that ends within a character.
+                    emit([UNTOLD] * (event["tokens_predicted"] - told))
                     timings = event.get("timings", {})
                     return {k: float(v) for k, v in timings.items() if isinstance(v, (int, float))}
         finally:

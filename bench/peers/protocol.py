@@ -21,6 +21,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+UNTOLD = -1
+"""Stands for a token that was written, but whose number the peer does not tell."""
+
 
 @dataclass(frozen=True)
 class Request:

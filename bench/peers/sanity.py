@@ -10,11 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.peers.contest import PREFILL, Question, Run
-from specdec import Model
+from bench.peers.protocol import UNTOLD
+
+if TYPE_CHECKING:
+    from specdec import Model
 
 _MOST_NATS_MORE = 0.5  # per token, than the reference's own texts at that temperature
 _TEXTS = 6  # scored of each contestant and temperature
@@ -62,7 +66,8 @@ def judge(
             continue
         expected = {(run.kind, run.prompt): run.tokens for run in own}
         scores = {
-            name: _mean_nats(target, prompts, mine[:_TEXTS]) for name, mine in by_name.items()
+            name: _mean_nats(target, prompts, [run for run in mine if UNTOLD not in run.tokens])
+            for name, mine in by_name.items()
         }
         for name, mine in by_name.items():
             agreed = [
@@ -86,7 +91,7 @@ def _mean_nats(
     target: Model, prompts: dict[tuple[str, int], tuple[int, ...]], runs: Sequence[Run]
 ) -> float:
     nats, count = 0.0, 0
-    for run in runs:
+    for run in runs[:_TEXTS]:
         prompt = prompts[run.kind, run.prompt]
         nats += sum(_nats(target, prompt, run.tokens))
         count += len(run.tokens)

@@ -13,9 +13,9 @@ import pytest
 
 from bench.peers.contest import PREFILL, Question, Run, contest
 from bench.peers.install import PeerUnavailableError, made_once, run_quietly
-from bench.peers.llama_cpp import build_options
+from bench.peers.llama_cpp import MODES, build_options
 from bench.peers.process import Worker
-from bench.peers.protocol import Clocked, Request
+from bench.peers.protocol import UNTOLD, Clocked, Request
 from bench.peers.report import Report, write_report
 from bench.peers.roster import Absent
 from bench.peers.sanity import Verdict
@@ -226,3 +226,27 @@ def test_llama_cpp_is_built_for_the_processor_and_never_with_amx(tmp_path: Path)
     if "-DGGML_NATIVE=OFF" in options:  # x86-64
         assert "-DGGML_AVX512=ON" in options
         assert "-DGGML_AVX512_VNNI=OFF" in options
+
+
+def test_llama_cpp_is_asked_through_its_server(tmp_path: Path) -> None:
+    server = tmp_path / "llama-server"
+    script = Path(__file__).with_name("fake_llama_server.py").read_text("utf-8")
+    server.write_text(f"#!{sys.executable}\n{script}", encoding="utf-8")
+    server.chmod(0o755)
+    config = {
+        "mode": MODES["draft k=2"],
+        "threads": 1,
+        "context": 64,
+        "server": str(server),
+        "target_gguf": "target.gguf",
+        "drafter_gguf": "drafter.gguf",
+    }
+    with Worker(Path(sys.executable), "bench.peers.llama_cpp", config, tmp_path / "log") as worker:
+        answer = worker.generate(Request([3, 4], 5, 0.0, 1))
+        assert worker.versions["llama.cpp"] == "b1-fake"
+        pid = worker.pid
+    assert answer["tokens"] == [5, 6, 8, 9, UNTOLD]  # it keeps 7 for itself
+    assert answer["figures"] == {"predicted_ms": 4.0}
+    arguments = json.loads((tmp_path / "arguments.json").read_text("utf-8"))
+    assert arguments[arguments.index("--spec-draft-n-max") + 1] == "2"
+    assert not Path(f"/proc/{pid}").exists()
