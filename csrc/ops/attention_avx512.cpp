@@ -10,7 +10,7 @@
 namespace specdec::ops {
 namespace {
 
-constexpr int kScoredItems = 2;
+constexpr int kScoredItems = 3;
 constexpr int kMixedItems = 4;
 constexpr int kMixedVectors = 4;
 

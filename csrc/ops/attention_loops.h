@@ -7,6 +7,13 @@
 #include "attention_kernels.h"
 #include "vector_math.h"
 
+// Inlined into one large function, loops are left too few registers.
+#if defined(__GNUC__)
+#define SPECDEC_OPS_APART __attribute__((noinline))
+#else
+#define SPECDEC_OPS_APART
+#endif
+
 namespace specdec::ops {
 namespace {
 
@@ -104,7 +111,7 @@ class Scorer {
 // scores[item][i] = the product of its query with the key of its column begin + i, for all columns
 // it sees up to `end`; what lies behind these is undefined.
 template <int kVectors>
-void score_chunk(const float* key, std::int32_t head_dim, std::int32_t begin, std::int32_t end,
+SPECDEC_OPS_APART void score_chunk(const float* key, std::int32_t head_dim, std::int32_t begin, std::int32_t end,
                  const AttentionItem* items, std::int32_t n, float* scores) {
   const auto at = [&](std::int32_t column) {
     return key + static_cast<std::size_t>(column) * static_cast<std::size_t>(head_dim);
@@ -186,7 +193,7 @@ inline void mix(const float* values, std::int32_t stride, std::int32_t n,
 
 // The weighted sums of kItems items: 16 * kVectors elements of each head from `offset` on.
 template <int kItems, int kVectors>
-void mix_items(const float* value, std::int32_t head_dim, std::int32_t offset, std::int32_t begin,
+SPECDEC_OPS_APART void mix_items(const float* value, std::int32_t head_dim, std::int32_t offset, std::int32_t begin,
                std::int32_t end, const AttentionItem* items, const float* scores,
                const AttentionSum* sums) {
   const auto at = [&](std::int32_t column) {
@@ -256,6 +263,29 @@ void mix_block(const float* value, std::int32_t head_dim, std::int32_t begin, st
   }
 }
 
+void mix_all(const float* value, std::int32_t head_dim, std::int32_t begin, std::int32_t end,
+             const AttentionItem* items, std::int32_t n, const float* scores,
+             const AttentionSum* sums) {
+  const auto mix_from = [&](auto block, std::int32_t i) {
+    block(value, head_dim, begin, end, items + i, scores + i * kScoreRow, sums + i);
+  };
+  std::int32_t i = 0;
+  for (; i + kMixedItems <= n; i += kMixedItems) mix_from(mix_block<kMixedItems>, i);
+  if constexpr (kMixedItems > 3) {
+    if (i + 3 <= n) {
+      mix_from(mix_block<3>, i);
+      i += 3;
+    }
+  }
+  if constexpr (kMixedItems > 2) {
+    if (i + 2 <= n) {
+      mix_from(mix_block<2>, i);
+      i += 2;
+    }
+  }
+  for (; i < n; ++i) mix_from(mix_block<1>, i);
+}
+
 void sum_chunk(const float* key, const float* value, std::int32_t head_dim, std::int32_t chunk,
                const AttentionItem* items, std::int32_t n, const AttentionSum* sums) {
   alignas(64) float scores[kAttentionItems * kScoreRow];
@@ -275,14 +305,7 @@ void sum_chunk(const float* key, const float* value, std::int32_t head_dim, std:
     weigh(scores + i * kScoreRow, smaller_of(end, items[i].visible) - begin, *sums[i].greatest,
           *sums[i].total);
   }
-  std::int32_t i = 0;
-  for (; i + kMixedItems <= n; i += kMixedItems) {
-    mix_block<kMixedItems>(value, head_dim, begin, end, items + i, scores + i * kScoreRow,
-                           sums + i);
-  }
-  for (; i < n; ++i) {
-    mix_block<1>(value, head_dim, begin, end, items + i, scores + i * kScoreRow, sums + i);
-  }
+  mix_all(value, head_dim, begin, end, items, n, scores, sums);
 }
 
 void merge(const AttentionSum& into, const AttentionSum& next, std::int32_t head_dim) {
