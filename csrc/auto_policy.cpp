@@ -112,7 +112,7 @@ DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
   rate_ = rate();
   const std::int32_t width = fixed_width_ == kAuto ? kWidest : fixed_width_;
   plan_.width = std::clamp(width, 1, std::max(limits.width, 1));
-  plan_.probabilities = fixed_length_ == kAuto || fixed_width_ == kAuto;
+  plan_.probabilities = true;
   plan_.depth = choose_depth();
   return plan_;
 }
@@ -120,11 +120,12 @@ DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
 std::int32_t AutoPolicy::choose_depth() {
   const std::int32_t most = limits_.depth;
   if (most < 1) return 0;
-  if (fixed_length_ != kAuto) return std::min(fixed_length_, most);
   ++since_plain_;
   if (costs_.runs(1) == 0) {
     // What a plain step costs is one half of every comparison; what a draft does is the other.
-    return since_plain_ > kFirstRounds ? 0 : std::min(kFirstLength, most);
+    if (since_plain_ > kFirstRounds) return 0;
+    probing_ = true;
+    return std::min(kFirstLength, most);
   }
   plan_.depth = most;
   const double gain = outlook(0, 1, AcceptanceModel::kUnsure, 1).gain;
@@ -148,22 +149,17 @@ Branch AutoPolicy::branch(std::int32_t depth, const float* probabilities, std::i
 
   const std::int32_t room = limits_.nodes - (rows_ - 1);
   Branch result{1, depth + 1 < plan_.depth && room > 1};
-  std::int32_t behind = 0;  // drafts of the chain that are expected to follow
-  if (fixed_length_ == kAuto) {
-    const Outlook next =
-        result.go_on ? outlook(depth + 1, reached_, confidence, rows_ + 1) : Outlook{};
-    if (!probing_ && reached_ - rows_cost(rows_, 1) + std::max(next.gain, 0.0) <= 0) {
-      result = {0, false};
-    } else if (result.go_on && next.gain <= 0) {
-      // Shapes that were never measured are tried now and then.
-      result.go_on = !probing_ && costs_.runs(rows_ + 2) < kFewRuns && costs_.runs(1) > 0 &&
-                     probes(next.gain);
-      if (result.go_on) probe_purse_ += next.gain;
-    }
-    behind = result.go_on ? next.drafts : 0;
-  } else {
-    behind = plan_.depth - depth - 1;
+  const Outlook next =
+      result.go_on ? outlook(depth + 1, reached_, confidence, rows_ + 1) : Outlook{};
+  if (!probing_ && reached_ - rows_cost(rows_, 1) + std::max(next.gain, 0.0) <= 0) {
+    result = {0, false};
+  } else if (result.go_on && next.gain <= 0) {
+    // Shapes that were never measured are tried now and then.
+    result.go_on = next.drafts > 0 && !probing_ && costs_.runs(1) > 0 &&
+                   costs_.runs(rows_ + 2) < kFewRuns && probes(next.gain);
+    if (result.go_on) probe_purse_ += next.gain;
   }
+  const std::int32_t behind = result.go_on ? next.drafts : 0;  // of the chain, as expected
   if (result.nodes > 0) {
     const std::int32_t most = std::clamp(room - behind, 1, position.candidates);
     result.nodes = fixed_width_ == kAuto
@@ -231,7 +227,7 @@ void AutoPolicy::account(double tokens, double plain_steps) {
   const double refill = kRefill * plain_steps;
   if (purse_ < kFirstPurse) purse_ += refill;
   if (probe_purse_ < kMostProbes) probe_purse_ += refill;
-  if (fixed_length_ != kAuto || positions_.empty()) return;
+  if (positions_.empty()) return;
   const double gain = tokens - plain_steps;
   purse_ = std::min(purse_ + gain, kMostPurse);
   if (probing_ && plan_.depth == 1) probe_purse_ = std::min(probe_purse_ + gain, kMostProbes);

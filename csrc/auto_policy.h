@@ -58,11 +58,8 @@ class AutoPolicy final : public DraftPolicy {
   // A new prompt: its first round pays for set-up, and its text may be of another kind.
   void start_stream();
 
-  // A draft length and a number of candidates per position that the user set, kAuto for either.
-  void fix(std::int32_t length, std::int32_t width) {
-    fixed_length_ = length;
-    fixed_width_ = width;
-  }
+  // Candidates for each position that the user set, or kAuto.
+  void set_width(std::int32_t width) { fixed_width_ = width; }
 
   DraftPlan begin(const DraftLimits& limits) override;
   Branch branch(std::int32_t depth, const float* probabilities, std::int32_t n) override;
@@ -102,7 +99,6 @@ class AutoPolicy final : public DraftPolicy {
   AcceptanceModel acceptance_;
   bool first_ = true;  // the round is a stream's first
 
-  std::int32_t fixed_length_ = kAuto;
   std::int32_t fixed_width_ = 1;
 
   // The round.

@@ -33,7 +33,7 @@ void bind_policy(py::module_& m) {
   py::class_<AutoPolicy>(m, "AutoPolicy")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("longest"), py::arg("rows"))
       .def("start_stream", &AutoPolicy::start_stream)
-      .def("fix", &AutoPolicy::fix, py::arg("length"), py::arg("width"))
+      .def("set_width", &AutoPolicy::set_width, py::arg("width"))
       .def(
           "begin",
           [](AutoPolicy& self, std::int32_t depth, std::int32_t nodes, std::int32_t width) {

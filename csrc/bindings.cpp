@@ -15,7 +15,6 @@
 #include "bind_decoders.h"
 #include "bind_policy.h"
 #include "decoder.h"
-#include "draft_length.h"
 #include "drafter.h"
 #include "engine.h"
 #include "error.h"
@@ -248,19 +247,6 @@ PYBIND11_MODULE(_core, m) {
   py::class_<NgramDrafter, Drafter, std::shared_ptr<NgramDrafter>>(m, "NgramDrafter")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("min_match"), py::arg("max_match"));
 
-  py::class_<DraftLength>(m, "DraftLength")
-      .def(py::init<std::int32_t>(), py::arg("max_k"))
-      .def("choose", &DraftLength::choose)
-      .def(
-          "observe",
-          [](DraftLength& self, std::int32_t drafted, std::int32_t accepted, double draft_seconds,
-             double target_seconds) {
-            self.observe({drafted, accepted, draft_seconds, target_seconds});
-          },
-          py::arg("drafted"), py::arg("accepted"), py::arg("draft_seconds"),
-          py::arg("target_seconds"))
-      .def("rate", &DraftLength::rate, py::arg("k"));
-
   py::class_<Engine>(m, "Engine")
       .def(py::init<std::shared_ptr<Decoder>, std::shared_ptr<Drafter>>(),
            py::arg("target").none(false), py::arg("drafter"))
@@ -275,6 +261,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("max_context", &Engine::max_context)
       .def_property_readonly("longest_draft", &Engine::longest_draft)
       .def_property_readonly("widest_draft", &Engine::widest_draft)
+      .def_property_readonly("target_takes_trees", &Engine::target_takes_trees)
       .def_property_readonly("totals", [](const Engine& self) { return self.totals(); })
       .def_property_readonly("tokens",
                              [](const Engine& self) { return self.sequence().tokens(); });

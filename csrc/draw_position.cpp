@@ -55,7 +55,7 @@ Branch draw_position(const LogitRow& row, std::int32_t i, const DraftRequest& re
     }
   }
   candidates.nodes = branch.nodes;
-  if (branch.nodes > 0) proposal.push(candidates);
+  proposal.push(candidates);
   return branch;
 }
 

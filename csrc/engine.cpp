@@ -158,7 +158,7 @@ void Engine::propose() {
   const std::int32_t length = draft_length_;
   const std::int32_t width = draft_width_;
   if (length == kAuto) {
-    auto_policy_.fix(length, width);
+    auto_policy_.set_width(width);
     policy_ = &auto_policy_;
   } else {
     fixed_draft_ = FixedDraft(length, width == kAuto ? 1 : width);
@@ -290,14 +290,15 @@ RoundOutcome Engine::outcome(const Verdict& verdict) const {
   result.draft_seconds = round_draft_seconds_;
   result.target_seconds = round_target_seconds_;
   result.all_compared = options_.rule == Rule::greedy || options_.rule == Rule::coupled;
-  if (result.accepted == result.drafted) return result;
+  if (result.accepted == proposal_.positions()) return result;
   const Candidates& candidates = proposal_.position(result.accepted);
   const bool sibling = verdict.sibling >= 0;
   if (!sibling && !result.all_compared) return result;
   const std::int32_t choice = sibling ? proposal_.sibling(verdict.sibling) : verdict.next;
   const auto* end = candidates.tokens + candidates.count;
   const auto* found = std::find(candidates.tokens, end, choice);
-  if (found != end) result.chosen = static_cast<std::int32_t>(found - candidates.tokens);
+  result.chosen = found == end ? RoundOutcome::kNone
+                               : static_cast<std::int32_t>(found - candidates.tokens);
   return result;
 }
 

@@ -82,6 +82,7 @@ class Engine {
   std::int32_t max_context() const { return target_->cache().capacity(); }
   std::int32_t longest_draft() const;  // that fits into one step of the target, and all its drafts
   std::int32_t widest_draft() const;   // candidates for one position
+  bool target_takes_trees() const { return target_->takes_trees(); }
 
  private:
   class LazyRows;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "drafter.h"
 #include "error.h"
@@ -48,15 +49,16 @@ void NgramDrafter::propose(const Sequence& sequence, const DraftRequest& request
     const auto& map = followers_[n - min_match_];
     const auto found = map.find(hash(tokens.data() + length - n, n));
     if (found == map.end()) continue;
+    // The longer the match the surer: by how much, the policy finds out.
+    const auto sure = static_cast<float>(1 - std::pow(0.6, n));
     // Past the end of the text the drafts follow themselves: a period goes on.
     for (std::int32_t i = 0; i < request.plan.depth; ++i) {
-      const Branch branch = request.policy.branch(i, nullptr, 1);
-      if (branch.nodes < 1) return;
+      const Branch branch = request.policy.branch(i, &sure, 1);
       const std::int32_t from = found->second + i;
       const std::int32_t token = from < length ? tokens[from] : proposal.chain()[from - length];
       proposal.next_distribution().hold_one(token);
-      proposal.push({{token}, 1, 1});
-      if (!branch.go_on) return;
+      proposal.push({{token}, 1, std::min(branch.nodes, 1)});
+      if (branch.nodes < 1 || !branch.go_on) return;
     }
     return;
   }

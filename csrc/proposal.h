@@ -31,6 +31,9 @@ class Proposal {
   std::int32_t nodes() const { return depth() + static_cast<std::int32_t>(siblings_.size()); }
   const std::vector<std::int32_t>& chain() const { return chain_; }
   std::int32_t sibling(std::int32_t index) const { return siblings_[index]; }
+  // Positions that were drafted for: one more than depth() where none of the last one's candidates
+  // is checked.
+  std::int32_t positions() const { return static_cast<std::int32_t>(positions_.size()); }
   const Candidates& position(std::int32_t i) const { return positions_[i]; }
 
   // The distribution of the next position's drafts, to be filled before push().
@@ -39,12 +42,13 @@ class Proposal {
     return q_[chain_.size()];
   }
 
-  // At least one node.
+  // Nothing follows candidates without a node.
   void push(const Candidates& candidates) {
+    positions_.push_back(candidates);
+    if (candidates.nodes < 1) return;
     chain_.push_back(candidates.tokens[0]);
     siblings_.insert(siblings_.end(), candidates.tokens + 1, candidates.tokens + candidates.nodes);
     first_sibling_.push_back(static_cast<std::int32_t>(siblings_.size()));
-    positions_.push_back(candidates);
   }
 
   Drafts drafts() const {

@@ -27,7 +27,7 @@ UNSTEADY = World(
 
 def new_policy(core: ModuleType, width: int = 1) -> Any:
     policy = core.AutoPolicy(worlds.MAX_DEPTH, worlds.MAX_ROWS)
-    policy.fix(core.AUTO, core.AUTO if width > 1 else 1)
+    policy.set_width(core.AUTO if width > 1 else 1)
     return policy
 
 

@@ -20,9 +20,9 @@ def test_comes_near_what_can_be_reached(name: str) -> None:
     assert share >= least
 
 
-def new_policy(length: int = _core.AUTO, width: int = 1) -> Any:
+def new_policy(width: int = 1) -> Any:
     policy = _core.AutoPolicy(MAX_DEPTH, MAX_ROWS)
-    policy.fix(length, width)
+    policy.set_width(width)
     return policy
 
 
@@ -54,56 +54,17 @@ def test_what_a_stream_pays_for_its_set_up_is_no_cost_of_a_step() -> None:
     assert rate(50.0) == rate(1.0)
 
 
-@pytest.mark.parametrize(("length", "width"), [(1, 1), (3, 1), (3, 2), (16, 1), (8, 4)])
-def test_what_the_user_set_is_obeyed(length: int, width: int) -> None:
-    policy = new_policy(length, width)
-    for turn in range(30):
-        assert policy.begin(MAX_DEPTH, MAX_ROWS - 1, 4) == (length, width, False)
-        rows = 1
-        for depth in range(length):
-            nodes, go_on = policy.branch(depth, [], width)
-            assert (nodes, go_on) == (width, depth + 1 < length)
-            rows += nodes
-        # Drafting never pays here.
-        policy.observe(
-            drafted=length,
-            rows=rows,
-            accepted=0,
-            chosen=-1,
-            all_compared=True,
-            draft_seconds=1.0,
-            target_seconds=rows * (1 + turn % 2),
-        )
-
-
-def test_a_set_length_leaves_the_width_to_the_model() -> None:
-    world = WORLDS["flat"]
-    policy = new_policy(3, _core.AUTO)
-    result = play(world, policy, 1, width=4)
-    assert result.drafter_steps == 3 * result.rounds
-    assert result.rate > max(world.fixed(3, width) for width in (1, 2, 3, 4))
-
-
 def test_a_set_width_leaves_the_length_to_the_model() -> None:
     world = WORLDS["flat"]
     result = play(world, new_policy(width=2), 1, width=4)
     assert result.rate > max(world.fixed(k, 2) for k in range(1, 9))
 
 
-def test_a_change_of_mind_is_obeyed_at_once() -> None:
-    policy = new_policy()
-    play(WORLDS["flat"].cut(1 / 8), policy, 1)
-    policy.fix(7, 1)
-    assert policy.begin(MAX_DEPTH, MAX_ROWS - 1, 1)[0] == 7
-    policy.fix(_core.AUTO, 1)
-    assert policy.begin(MAX_DEPTH, MAX_ROWS - 1, 1)[2]
-
-
 @pytest.mark.parametrize(("depth", "nodes"), [(0, 0), (1, 1), (2, 5), (5, 5), (16, 16)])
 def test_limits_of_a_round_are_kept(depth: int, nodes: int) -> None:
     rng = random.Random(depth)
-    for length, width in [(_core.AUTO, _core.AUTO), (_core.AUTO, 2), (4, _core.AUTO), (4, 3)]:
-        policy = new_policy(length, width)
+    for width in (_core.AUTO, 1, 2, 3):
+        policy = new_policy(width)
         for _ in range(200):
             plan, widest, _ = policy.begin(depth, nodes, 4)
             assert plan <= depth
