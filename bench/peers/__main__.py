@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{time.monotonic() - begun:5.0f} s  {text}", file=sys.stderr, flush=True)
 
     files = checkpoints(report)
-    ready, absent = prepare(options.peers, files, report)
+    ready, absent = prepare(options.peers, files, report, make_missing=not options.installed_only)
     if options.install:
         for one in absent:
             report(f"{one.name}: {one.reason}")
@@ -146,6 +146,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", default="smollm2-135m", help="specdec's; the same checkpoint")
     parser.add_argument("--draft", default="smollm2-135m-drafter", help="specdec's")
     parser.add_argument("--install", action="store_true", help="only make what is missing")
+    parser.add_argument(
+        "--installed-only", action="store_true", help="leave out peers that are not installed"
+    )
     parser.add_argument("--output", type=Path, default=Path("build/peers"), metavar="FOLDER")
     options = parser.parse_args(arguments)
     if options.repeat < 1 or options.prompts < 1 or options.max_tokens < 2:

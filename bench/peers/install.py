@@ -39,14 +39,19 @@ def peer_home(name: str) -> Path:
     return folder
 
 
-def environment(name: str, requirements: Sequence[str], report: Report) -> Path:
+def environment(
+    name: str, requirements: Sequence[str], report: Report, *, make_missing: bool = True
+) -> Path:
     """The Python of the peer's environment, which is made if it is not there as wanted.
 
     Raises:
-        PeerUnavailableError: pip could not install the requirements.
+        PeerUnavailableError: pip could not install the requirements, or the environment is missing
+            and ``make_missing`` is false.
     """
     home = peer_home(name)
     python = home / "venv" / "bin" / "python"
+    if not make_missing and not (home / "venv" / STAMP).is_file():
+        raise PeerUnavailableError("it is not installed (python -m bench.peers --install)")
 
     def make(folder: Path) -> None:
         report(f"{name}: installing {', '.join(requirements)}")
@@ -101,16 +106,19 @@ def run_quietly(
         PeerUnavailableError: It failed; the message holds the end of what it printed.
     """
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            cwd=ROOT,
-            start_new_session=True,  # a scheduling group of its own, which can be a low one
-            preexec_fn=_lowest_priority if sys.platform == "linux" else None,
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                cwd=ROOT,
+                start_new_session=True,  # a scheduling group of its own, which can be a low one
+                preexec_fn=_lowest_priority if sys.platform == "linux" else None,
+            )
+        except OSError as error:
+            raise PeerUnavailableError(f"'{command[0]}' cannot be run: {error.strerror}") from error
         try:
             code = process.wait()
         finally:

@@ -54,6 +54,24 @@ _CPU_FLAGS = {  # of the processor -> of the build
     "avx512_bf16": "AVX512_BF16",
 }
 _READY_SECONDS = 120
+_SERVER = "bin/llama-server"  # below the build
+
+
+def is_built() -> bool:
+    """Whether the server is there as it should be."""
+    from bench.peers.install import STAMP, peer_home
+
+    stamp = peer_home("llama-cpp") / "build" / STAMP
+    return (
+        (stamp.parent / _SERVER).is_file()
+        and stamp.is_file()
+        and stamp.read_text(encoding="utf-8") == _built_of()
+    )
+
+
+def _built_of() -> str:
+    options = build_options(Path("/proc/cpuinfo"))
+    return json.dumps({"version": VERSION, "options": options}, indent=1)
 
 
 def prepare(python: Path, checkpoints: Checkpoints, report: Report) -> dict[str, Any]:
@@ -68,21 +86,27 @@ def prepare(python: Path, checkpoints: Checkpoints, report: Report) -> dict[str,
         lambda folder: _fetch(python, folder, report),
         report,
     )
-    options = build_options(Path("/proc/cpuinfo"))
     build, log = home / "build", home / "build.log"
-    server = build / "bin" / "llama-server"
-    of = json.dumps({"version": VERSION, "options": options}, indent=1)
     with file_lock(home / ".build.lock", on_wait=lambda: report(f"{NAME}: another process builds")):
-        stamp = build / STAMP
-        if not (server.is_file() and stamp.is_file() and stamp.read_text("utf-8") == of):
+        if not is_built():
             # What was built before stays: a build that was broken off goes on.
             report(f"{NAME}: building its server (some twenty minutes of one core; {log})")
-            run_quietly(["cmake", "-S", str(source), "-B", str(build), *options], log=log)
+            run_quietly(
+                [
+                    "cmake",
+                    "-S",
+                    str(source),
+                    "-B",
+                    str(build),
+                    *build_options(Path("/proc/cpuinfo")),
+                ],
+                log=log,
+            )
             jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "1")
             command = ("cmake", "--build", str(build), "--target", "llama-server")
             run_quietly([*command, "--parallel", jobs], log=log)
-            stamp.write_text(of, encoding="utf-8")
-    return {"server": str(server)}
+            (build / STAMP).write_text(_built_of(), encoding="utf-8")
+    return {"server": str(build / _SERVER)}
 
 
 def build_options(cpuinfo: Path) -> list[str]:

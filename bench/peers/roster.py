@@ -35,6 +35,7 @@ class Peer(Protocol):
     MODES: Mapping[str, dict[str, Any]]
     """What the worker is told, by the mode's name."""
 
+    # A peer that is compiled also has is_built() -> bool.
     def prepare(self, python: Path, checkpoints: Checkpoints, report: Report) -> dict[str, Any]:
         """Convert or build what the peer needs; what comes back goes into the configuration."""
 
@@ -64,21 +65,27 @@ def peer(name: str) -> Peer:
     return cast(Peer, importlib.import_module(PEERS[name]))
 
 
-def python_of(name: str, report: Report) -> Path:
+def python_of(name: str, report: Report, make_missing: bool) -> Path:
     """The Python that runs a peer's worker; its environment is made if it has to be."""
-    requirements = peer(name).REQUIREMENTS
-    return environment(name, requirements, report) if requirements else Path(sys.executable)
+    if requirements := peer(name).REQUIREMENTS:
+        return environment(name, requirements, report, make_missing=make_missing)
+    return Path(sys.executable)
 
 
 def prepare(
-    names: Iterable[str], checkpoints: Checkpoints, report: Report
+    names: Iterable[str], checkpoints: Checkpoints, report: Report, *, make_missing: bool = True
 ) -> tuple[dict[str, tuple[Path, dict[str, Any]]], list[Absent]]:
-    """Python and configuration of each peer; the slow part, once on a machine."""
+    """Python and configuration of each peer; the slow part, once on a machine.
+
+    Without ``make_missing`` nothing is installed or built: a peer that needs it is absent.
+    """
     ready: dict[str, tuple[Path, dict[str, Any]]] = {}
     absent = []
     for name in names:
         try:
-            python = python_of(name, report)
+            if not make_missing and not getattr(peer(name), "is_built", lambda: True)():
+                raise PeerUnavailableError("it is not built (python -m bench.peers --install)")
+            python = python_of(name, report, make_missing)
             ready[name] = python, peer(name).prepare(python, checkpoints, report)
         except PeerUnavailableError as error:
             absent.append(Absent(peer(name).NAME, str(error)))

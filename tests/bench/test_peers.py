@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bench.peers.contest import PREFILL, Question, Run, contest
-from bench.peers.install import PeerUnavailableError, made_once, run_quietly
-from bench.peers.llama_cpp import MODES, build_options
+from bench.peers.install import PeerUnavailableError, environment, made_once, run_quietly
+from bench.peers.llama_cpp import MODES, build_options, is_built
 from bench.peers.process import Worker
 from bench.peers.protocol import UNTOLD, Clocked, Request
 from bench.peers.report import Report, write_report
@@ -216,6 +216,8 @@ def test_a_command_that_fails_shows_its_last_words(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('this went wrong'); raise SystemExit(4)"]
     with pytest.raises(PeerUnavailableError, match=r"ended with 4.*this went wrong"):
         run_quietly(command, log=tmp_path / "log")
+    with pytest.raises(PeerUnavailableError, match="'no-such-compiler' cannot be run"):
+        run_quietly(["no-such-compiler"], log=tmp_path / "log")
 
 
 def test_llama_cpp_is_built_for_the_processor_and_never_with_amx(tmp_path: Path) -> None:
@@ -250,3 +252,12 @@ def test_llama_cpp_is_asked_through_its_server(tmp_path: Path) -> None:
     arguments = json.loads((tmp_path / "arguments.json").read_text("utf-8"))
     assert arguments[arguments.index("--spec-draft-n-max") + 1] == "2"
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_peer_that_is_not_installed_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
+    with pytest.raises(PeerUnavailableError, match="not installed"):
+        environment("some-peer", ["some-package"], print, make_missing=False)
+    assert not is_built()
