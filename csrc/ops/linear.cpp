@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "isa.h"
 
@@ -31,11 +32,12 @@ class Linear final : public Kernel {
 
     const auto* values = x.data<float>();
     const Rows rows = rows_in_scratch(shape[1], matrix_.inputs() / kBlock);
-    for_groups(call, rows, [&](std::int64_t group) { kernels_.round(values, rows, group); });
     const Matrix matrix = matrix_.of(call);
-    for_tiles(call, matrix.tiles, matrix.tile_bytes(), [&](std::int64_t begin, std::int64_t end) {
-      kernels_.multiply(matrix, rows, begin, end, outputs, y);
-    });
+    for_tiles(
+        call, shape[1], [&](std::int64_t row) { kernels_.round(values, rows, row); }, matrix.tiles,
+        matrix.tile_bytes(), [&](std::int64_t begin, std::int64_t end) {
+          kernels_.multiply(matrix, rows, begin, end, outputs, y);
+        });
   }
 
  private:

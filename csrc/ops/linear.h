@@ -1,9 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
-#include <cstring>
-#include <vector>
+#include <thread>
 
 #include "op.h"
 #include "row_kernels.h"
@@ -35,28 +35,45 @@ class PackedMatrix {
 // sessions that run in a thread share it, and it is as large as the largest of them needed.
 Rows rows_in_scratch(std::int64_t rows, std::int64_t blocks);
 
-// work(group) for all groups of rows; in parallel where they are many.
-template <class Work>
-void for_groups(const Call& call, const Rows& rows, const Work& work) {
-  // Rounding runs at some 10^9 values per second and core; waking a thread takes microseconds.
-  constexpr std::int64_t kAlone = 24 * 1024;
-  if (rows.rows * rows.blocks * kBlock <= kAlone) {
-    for (std::int64_t group = 0; group < rows.groups(); ++group) work(group);
-    return;
-  }
-  call.parallel(static_cast<std::size_t>(rows.groups()), [&](std::size_t group) noexcept {
-    work(static_cast<std::int64_t>(group));
-  });
-}
+// Rows that several threads prepare before all of them use all rows.
+class Preparation {
+ public:
+  explicit Preparation(std::int64_t rows) : rows_(rows) {}
 
-// work(begin, end) for parts of 0..tiles, in parallel.
-template <class Work>
-void for_tiles(const Call& call, std::int64_t tiles, std::int64_t tile_bytes, const Work& work) {
+  // Prepares rows that nobody has begun, then waits for those of other threads. A thread that waits
+  // waits for threads at work only, so it does not matter how many there are.
+  template <class Prepare>
+  void finish(const Prepare& prepare) {
+    if (done_.load(std::memory_order_acquire) == rows_) return;
+    for (std::int64_t row = begun_.fetch_add(1, std::memory_order_relaxed); row < rows_;
+         row = begun_.fetch_add(1, std::memory_order_relaxed)) {
+      prepare(row);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+    constexpr int kPatience = 1000;  // some microseconds; then the core may be needed by another
+    for (int i = 0; done_.load(std::memory_order_acquire) != rows_; ++i) {
+      if (i >= kPatience) std::this_thread::yield();
+    }
+  }
+
+ private:
+  const std::int64_t rows_;
+  std::atomic<std::int64_t> begun_{0};
+  std::atomic<std::int64_t> done_{0};
+};
+
+// prepare(row) for all rows, then work(begin, end) for parts of tiles 0 to `tiles`; all in one
+// parallel section, since to begin one costs as much as some rows.
+template <class Prepare, class Work>
+void for_tiles(const Call& call, std::int64_t rows, const Prepare& prepare, std::int64_t tiles,
+               std::int64_t tile_bytes, const Work& work) {
   // Large enough that taking a part costs little, small enough that no thread waits long for the
   // last.
   constexpr std::int64_t kPartBytes = 24 * 1024;
   const std::int64_t parts = std::clamp<std::int64_t>(tiles * tile_bytes / kPartBytes, 1, tiles);
+  Preparation preparation(rows);
   call.parallel(static_cast<std::size_t>(parts), [&](std::size_t index) noexcept {
+    preparation.finish(prepare);
     const auto part = static_cast<std::int64_t>(index);
     work(tiles * part / parts, tiles * (part + 1) / parts);
   });

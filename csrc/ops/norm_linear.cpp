@@ -59,15 +59,15 @@ class NormLinear final : public Kernel {
     if (shape[1] == 0) return;
 
     const Rows rows = rows_in_scratch(shape[1], matrix_.inputs() / kBlock);
-    for_groups(call, rows,
-               [&](std::int64_t group) { kernels_.norm_and_round(norm, rows, group); });
     const Matrix matrix = matrix_.of(call);
     const std::int64_t parts = swiglu_ ? 2 : 1;
     const auto multiply = swiglu_ ? kernels_.multiply_swiglu : kernels_.multiply;
-    for_tiles(call, matrix.tiles / parts, matrix.tile_bytes() * parts,
-              [&](std::int64_t begin, std::int64_t end) {
-                multiply(matrix, rows, begin, end, outputs, y);
-              });
+    for_tiles(
+        call, shape[1], [&](std::int64_t row) { kernels_.norm_and_round(norm, rows, row); },
+        matrix.tiles / parts, matrix.tile_bytes() * parts,
+        [&](std::int64_t begin, std::int64_t end) {
+          multiply(matrix, rows, begin, end, outputs, y);
+        });
   }
 
  private:

@@ -39,12 +39,12 @@ struct Group {
   std::int64_t first, count;
 };
 
-// block_of(row, i) gives block i of row `row` of the group.
+// block_of(i) gives block i of row `row`.
 template <class BlockOf>
-inline void round_row(const Rows& rows, const Group& group, std::int64_t row,
-                      const BlockOf& block_of) {
-  const std::int64_t start = group.first * rows.blocks + row;
-  std::int8_t* codes = rows.codes + group.first * rows.blocks * kBlock + row * kBlock;
+inline void round_row(const Rows& rows, std::int64_t row, const BlockOf& block_of) {
+  const Group group(rows, rows.group_of(row));
+  const std::int64_t start = group.first * rows.blocks + (row - group.first);
+  std::int8_t* codes = rows.codes + start * kBlock;
   for (std::int64_t i = 0; i < rows.blocks; ++i) {
     const Block x = block_of(i);
     const float s = largest_magnitude(x.low, x.high) / 127.0f;
@@ -59,49 +59,43 @@ inline void round_row(const Rows& rows, const Group& group, std::int64_t row,
   }
 }
 
-inline void round(const float* x, const Rows& rows, std::int64_t index) {
-  const Group group(rows, index);
-  for (std::int64_t row = 0; row < group.count; ++row) {
-    const float* values = x + (group.first + row) * rows.blocks * kBlock;
-    round_row(rows, group, row, [&](std::int64_t i) { return load_block(values + i * kBlock); });
-  }
+inline void round(const float* x, const Rows& rows, std::int64_t row) {
+  const float* values = x + row * rows.blocks * kBlock;
+  round_row(rows, row, [&](std::int64_t i) { return load_block(values + i * kBlock); });
 }
 
-inline void norm_and_round(const Norm& norm, const Rows& rows, std::int64_t index) {
-  const Group group(rows, index);
+inline void norm_and_round(const Norm& norm, const Rows& rows, std::int64_t row) {
   const std::int64_t inputs = rows.blocks * kBlock;
-  for (std::int64_t row = 0; row < group.count; ++row) {
-    const std::int64_t offset = (group.first + row) * inputs;
-    const auto sum_of = [&](std::int64_t i) {
-      const Block x = load_block(norm.residual + offset + i * kBlock);
-      if (norm.update == nullptr) return x;
-      const Block y = load_block(norm.update + offset + i * kBlock);
-      return Block{add(x.low, y.low), add(x.high, y.high)};
-    };
-    Floats low = all(0.0f);
-    Floats high = all(0.0f);
-    for (std::int64_t i = 0; i < rows.blocks; ++i) {
-      const Block x = sum_of(i);
-      low = fma(x.low, x.low, low);
-      high = fma(x.high, x.high, high);
-      if (norm.sum == nullptr) continue;
-      store(x.low, norm.sum + offset + i * kBlock);
-      store(x.high, norm.sum + offset + i * kBlock + 16);
-    }
-    const float mean = fold_add(add(low, high)) / static_cast<float>(inputs);
-    const Floats factor = all(1.0f / std::sqrt(mean + norm.epsilon));
-    round_row(rows, group, row, [&](std::int64_t i) {
-      Block x = sum_of(i);
-      const Block gain = load_block(norm.gain + i * kBlock);
-      x.low = multiply(multiply(x.low, factor), gain.low);
-      x.high = multiply(multiply(x.high, factor), gain.high);
-      if (norm.normed != nullptr) {
-        store(x.low, norm.normed + offset + i * kBlock);
-        store(x.high, norm.normed + offset + i * kBlock + 16);
-      }
-      return x;
-    });
+  const std::int64_t offset = row * inputs;
+  const auto sum_of = [&](std::int64_t i) {
+    const Block x = load_block(norm.residual + offset + i * kBlock);
+    if (norm.update == nullptr) return x;
+    const Block y = load_block(norm.update + offset + i * kBlock);
+    return Block{add(x.low, y.low), add(x.high, y.high)};
+  };
+  Floats low = all(0.0f);
+  Floats high = all(0.0f);
+  for (std::int64_t i = 0; i < rows.blocks; ++i) {
+    const Block x = sum_of(i);
+    low = fma(x.low, x.low, low);
+    high = fma(x.high, x.high, high);
+    if (norm.sum == nullptr) continue;
+    store(x.low, norm.sum + offset + i * kBlock);
+    store(x.high, norm.sum + offset + i * kBlock + 16);
   }
+  const float mean = fold_add(add(low, high)) / static_cast<float>(inputs);
+  const Floats factor = all(1.0f / std::sqrt(mean + norm.epsilon));
+  round_row(rows, row, [&](std::int64_t i) {
+    Block x = sum_of(i);
+    const Block gain = load_block(norm.gain + i * kBlock);
+    x.low = multiply(multiply(x.low, factor), gain.low);
+    x.high = multiply(multiply(x.high, factor), gain.high);
+    if (norm.normed != nullptr) {
+      store(x.low, norm.normed + offset + i * kBlock);
+      store(x.high, norm.normed + offset + i * kBlock + 16);
+    }
+    return x;
+  });
 }
 
 inline void tile_product(const TileProducts& products, const Matrix& matrix, std::int64_t tile,

@@ -49,6 +49,7 @@ struct Rows {
 
   std::int64_t groups() const { return (rows + kGroup - 1) / kGroup; }
   std::int64_t first(std::int64_t group) const { return rows * group / groups(); }
+  std::int64_t group_of(std::int64_t row) const { return ((row + 1) * groups() - 1) / rows; }
 };
 
 // normed = sum * rsqrt(mean(sum^2) + epsilon) * gain, with sum = residual + update.
@@ -62,9 +63,9 @@ struct Norm {
 };
 
 struct RowKernels {
-  // x[rows, inputs] -> the rows of group `group`.
-  void (*round)(const float* x, const Rows& rows, std::int64_t group);
-  void (*norm_and_round)(const Norm& norm, const Rows& rows, std::int64_t group);
+  // Row `row` of x[rows, inputs] -> rows.
+  void (*round)(const float* x, const Rows& rows, std::int64_t row);
+  void (*norm_and_round)(const Norm& norm, const Rows& rows, std::int64_t row);
 
   // y[rows, outputs] in columns 16 * begin to 16 * end, as far as there are outputs.
   void (*multiply)(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,

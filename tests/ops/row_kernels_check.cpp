@@ -78,15 +78,15 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
     keep(shifted_sums);
   };
 
-  for (std::int64_t i = 0; i < rows.groups(); ++i) kernels.round(residual.data(), rows, i);
+  for (std::int64_t i = 0; i < at.rows; ++i) kernels.round(residual.data(), rows, i);
   multiply();
   const Norm norm{residual.data(), update.data(), gain.data(), 1e-5f, sum.data(), normed.data()};
-  for (std::int64_t i = 0; i < rows.groups(); ++i) kernels.norm_and_round(norm, rows, i);
+  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_and_round(norm, rows, i);
   multiply();
   keep(sum);
   keep(normed);
   const Norm less{residual.data(), nullptr, gain.data(), 1e-5f, nullptr, nullptr};
-  for (std::int64_t i = 0; i < rows.groups(); ++i) kernels.norm_and_round(less, rows, i);
+  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_and_round(less, rows, i);
   multiply();
   return bits;
 }
