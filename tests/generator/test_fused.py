@@ -47,7 +47,7 @@ def test_text_is_the_targets_own(target: Model, drafter: Model, sampling: Sampli
         found = generator.generate(PROMPT, sampling, raw=True)
         assert found.tokens == expected.tokens, k
         assert found.text == expected.text
-        assert generator.stats.drafted > 0
+        assert k == "auto" or generator.stats.drafted > 0
 
 
 def test_a_fused_drafter_drafts_for_another_layout(

@@ -81,7 +81,7 @@ def test_a_model_folder_gives_the_logits_of_every_position(
     tiny_gguf: Path, tiny_target: Path, texts: list[list[int]]
 ) -> None:
     reference = FloatReference(open_source(tiny_gguf, None), texts)
-    quality = compare("nbits8", reference, model_logits(Model.load(tiny_target), texts))
+    quality = compare("fused", reference, model_logits(Model.load(tiny_target), texts))
     assert quality.kl < 0.005
     assert quality.top1 > 0.9
 

@@ -15,7 +15,7 @@ The machine was shared with training runs that kept both cores busy and took fou
 processor time is given, of four steps each (three for int8, after the others), and differences
 below a fifth mean nothing. In a quieter hour all rows at 200 tokens gave nbits8 302 and 316, int8
 400 and 418, split16-nbits8 303 and 339 at 32 and 96 rows. nbits8 is the default among the layouts:
-it is the one that targets run in, and keeps closer to the model than int8 (docs/layouts.md).
+it keeps closer to the model than int8 (docs/layouts.md). Layout fused has no graphs for this.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_tables_and_files(
     assert found.prompts == {"short": 2}
     assert sorted(path.name for path in output.iterdir()) == FILES
     printed = capsys.readouterr().out
-    assert "target tiny (nbits8, CPU), drafter tiny-drafter (nbits8, CPU)" in printed
+    assert "target tiny (fused, CPU), drafter tiny-drafter (fused, CPU)" in printed
     assert "identical, token for token" in printed
     document = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
     assert document["settings"]["prompts"] == {"short": 2}
