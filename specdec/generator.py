@@ -93,6 +93,7 @@ class Generator:
         draft: str | os.PathLike[str] | Model | Ngram | None = None,
         *,
         draft_length: int | str = "auto",
+        draft_width: int | str = "auto",
         acceptance: str = "block",
         max_context: int | None = None,
     ):
@@ -102,7 +103,9 @@ class Generator:
             target: The model whose text is wanted.
             draft: A smaller model with the same vocabulary; ``"ngram"`` or an ``Ngram`` for drafts
                 from the text so far; None decodes plainly.
-            draft_length: Draft tokens in a round, or ``"auto"``.
+            draft_length: Draft tokens that follow each other in a round, or ``"auto"``.
+            draft_width: Candidates that the drafter gives for each of these tokens, of which the
+                target can take any, or ``"auto"``.
             acceptance: ``"block"``, ``"token"`` or ``"coupled"``; at temperature 0 all are greedy,
                 and ``"greedy"`` is for temperature 0 alone.
             max_context: Tokens that prompt and text may have together; None takes the target's
@@ -133,10 +136,11 @@ class Generator:
         self._cancel_requested = False
         self._stats = Stats()
         self.draft_length = draft_length
+        self.draft_width = draft_width
 
     @property
     def draft_length(self) -> int | str:
-        """Draft tokens in a round, or ``"auto"``.
+        """Draft tokens that follow each other in a round, or ``"auto"``.
 
         May be set at any time, from any thread; the next round obeys. InvalidInputError outside
         1..32, or beyond what one step of a fixed-shape target can check.
@@ -158,6 +162,36 @@ class Generator:
             )
         wanted = f"1 to {most}, or 'auto'{hint}"
         self._engine.set_draft_length(check_whole("draft_length", length, 1, most, wanted))
+
+    @property
+    def draft_width(self) -> int | str:
+        """Candidates for each draft token's position, or ``"auto"``.
+
+        Where the target would have chosen the second candidate the round gains a token that a chain
+        of drafts loses; drafts that follow each other follow the first one. Each candidate is a row
+        of the target's step, at no further step of the drafter, and a step takes at most 32.
+
+        ``"auto"``: with a draft length of ``"auto"`` as many as are expected to be worth their
+        time, else 1. May be set like ``draft_length``. InvalidInputError outside 1..8, and above 1
+        for a target that checks chains alone: other layouts than ``fused``, and the NPU. An n-gram
+        drafter has one candidate whatever is set.
+        """
+        width = self._engine.draft_width
+        return "auto" if width == _core.AUTO else width
+
+    @draft_width.setter
+    def draft_width(self, width: int | str) -> None:
+        if width == "auto":
+            self._engine.set_draft_width(_core.AUTO)
+            return
+        wanted = f"1 to {_core.MAX_DRAFT_WIDTH}, or 'auto'"
+        check_whole("draft_width", width, 1, _core.MAX_DRAFT_WIDTH, wanted)
+        if int(width) > 1 and not self._engine.target_takes_trees:
+            raise InvalidInputError(
+                f"draft_width is {width}, and {self.target.name} checks one candidate for each "
+                "position; use 1 or 'auto', or convert it with the layout 'fused'"
+            )
+        self._engine.set_draft_width(int(width))
 
     @property
     def max_context(self) -> int:

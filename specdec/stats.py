@@ -20,11 +20,13 @@ class Stats:
     tokens: int = 0
     """Tokens committed, the end-of-text token included."""
     drafted: int = 0
-    """Draft tokens that the target checked."""
+    """Draft tokens that follow each other: positions at which a draft could be accepted."""
+    checked: int = 0
+    """Draft tokens that the target checked: all candidates for those positions."""
     accepted: int = 0
-    """Of those, tokens that it accepted."""
+    """Draft tokens that it accepted, at most one for a position."""
     drafted_by_position: tuple[int, ...] = ()
-    """Entry i: rounds with more than i drafts."""
+    """Entry i: rounds with drafts for more than i positions."""
     accepted_by_position: tuple[int, ...] = ()
     """Entry i: of those, rounds that accepted more than i."""
     prompt_tokens: int = 0
@@ -37,12 +39,13 @@ class Stats:
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted drafts over drafts; 0 without drafts."""
+        """Accepted drafts over positions that were drafted for; 0 without drafts."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
     def acceptance_by_position(self) -> tuple[float, ...]:
-        """Entry i: of the rounds with more than i drafts, the share that accepted more than i."""
+        """Entry i: of the rounds that drafted more than i positions, the share that accepted more
+        than i."""
         counts = zip(self.accepted_by_position, self.drafted_by_position, strict=True)
         return tuple(accepted / drafted if drafted else 0.0 for accepted, drafted in counts)
 
@@ -70,6 +73,7 @@ class Stats:
             rounds=totals.rounds,
             tokens=totals.tokens,
             drafted=sum(totals.drafted_at),
+            checked=totals.checked,
             accepted=sum(totals.accepted_at),
             drafted_by_position=tuple(totals.drafted_at),
             accepted_by_position=tuple(totals.accepted_at),
@@ -92,6 +96,7 @@ class Stats:
             rounds=self.rounds + other.rounds,
             tokens=self.tokens + other.tokens,
             drafted=self.drafted + other.drafted,
+            checked=self.checked + other.checked,
             accepted=self.accepted + other.accepted,
             drafted_by_position=_sums(self.drafted_by_position, other.drafted_by_position),
             accepted_by_position=_sums(self.accepted_by_position, other.accepted_by_position),

@@ -115,6 +115,10 @@ def distill(
     acceptance: Annotated[
         str, typer.Option(help="block, token or coupled.", rich_help_panel=_EVALUATION)
     ] = "block",
+    width: Annotated[
+        int,
+        typer.Option(help="Candidates for each position, 1 to 8.", rich_help_panel=_EVALUATION),
+    ] = 1,
     backend: Annotated[
         str, typer.Option(help="What the target runs on.", rich_help_panel=_EVALUATION)
     ] = "auto",
@@ -198,6 +202,7 @@ def _evaluate(pair: str, given: dict[str, Any]) -> None:
             max_tokens=given["max_tokens"],
             seed=given["seed"],
             acceptance=given["acceptance"],
+            width=given["width"],
             threads=given["threads"],
             backend=given["backend"],
             draft_backend=given["draft_backend"],

@@ -57,6 +57,8 @@ class Plan:
     max_tokens: int
     seed: int
     acceptance: str = "block"
+    width: int = 1
+    """Candidates for each position of a round."""
 
     @property
     def checks_texts(self) -> bool:
@@ -77,11 +79,12 @@ def contest(
     at every draft length.
 
     Raises:
-        InvalidInputError: A draft length, temperature, seed or rule that the runtime does not take.
+        InvalidInputError: A draft length or width, temperature, seed or rule that the runtime does
+            not take.
         ContextFullError: A prompt and its text do not fit into the target's context.
         VocabularyMismatchError: The drafter was not made for the target.
     """
-    pair = Generator(target, draft, acceptance=plan.acceptance)
+    pair = Generator(target, draft, draft_width=plan.width, acceptance=plan.acceptance)
     alone = Generator(target) if plan.checks_texts else None
     settings = [_params(plan, temperature, plan.seed) for temperature in plan.temperatures]
     _check_fit(pair, kinds, plan.max_tokens)

@@ -131,6 +131,7 @@ def evaluate_pair(
     max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     acceptance: str = "block",
+    width: int = 1,
     progress: Progress | None = None,
 ) -> PairReport:
     """Measure how much of what ``draft`` proposes ``target`` accepts, in the runtime itself.
@@ -147,6 +148,7 @@ def evaluate_pair(
         max_tokens: Most tokens of one text. The last rounds of a text draft no further than that.
         seed: Of the samples and of the bootstrap; the same seed gives the same counts.
         acceptance: The rule, as for Generator.
+        width: Candidates for each position, as Generator's draft_width.
         progress: Called with a stage and the fraction of it that is done.
 
     Raises:
@@ -160,6 +162,7 @@ def evaluate_pair(
         max_tokens=max_tokens,
         seed=seed,
         acceptance=acceptance,
+        width=width,
     )
     if not kinds or not all(kind.prompts for kind in kinds):
         raise InvalidInputError("there are no prompts to evaluate with")

@@ -44,6 +44,7 @@ def run_evaluation(
     max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     acceptance: str = "block",
+    width: int = 1,
     threads: int | None = None,
     backend: str = "auto",
     draft_backend: str = "auto",
@@ -59,7 +60,7 @@ def run_evaluation(
         plot_format: ``"svg"`` or ``"png"``.
         kinds: As for ``load_kinds``; none takes all kinds.
         prompts_per_kind: At most so many prompts of each kind, always the same ones; None: all.
-        gammas, temperatures, max_tokens, seed, acceptance: As for ``evaluate_pair``.
+        gammas, temperatures, max_tokens, seed, acceptance, width: As for ``evaluate_pair``.
         threads: Threads of one step on the CPU.
         backend, draft_backend: As for ``Model.load``.
         progress: Called with a stage and the fraction of it that is done.
@@ -91,6 +92,7 @@ def run_evaluation(
         max_tokens=max_tokens,
         seed=seed,
         acceptance=acceptance,
+        width=width,
         progress=progress,
     )
     if output is not None:

@@ -75,7 +75,7 @@ def heading(report: PairReport) -> list[str]:
         f"{machine['cpu']}, {machine['logical_cores']} logical cores, threads: "
         f"{machine['threads']}, onnxruntime {machine['onnxruntime']}",
         f"prompts: {prompts}; up to {plan.max_tokens} tokens each; acceptance "
-        f"{plan.acceptance}, seed {plan.seed}",
+        f"{plan.acceptance}, candidates for each position {plan.width}, seed {plan.seed}",
     ]
 
 
