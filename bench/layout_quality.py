@@ -1,6 +1,6 @@
 """How far each layout's distributions are from those of the dequantised float model.
 
-    python -m bench.layout_quality smollm2-135m [--layouts nbits8 nbits4] [--json FILE]
+    python -m bench.layout_quality smollm2-135m [--layouts fused nbits8] [--json FILE]
 
 Top-1 agreement, mean KL(float || layout) in nats and perplexity, over the text in ``bench/text``
 (prose, and conversations that SmolLM2 wrote itself). The reference is the layout ``float32``, which

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.graph_runner import GraphRunner, session_options
 from specdec.convert import convert
 from specdec.model_folder import ModelFolder
 from tests.convert.numpy_llama import NumpyAttached, NumpyLlama
@@ -51,6 +52,29 @@ def test_the_graph_is_the_model(tmp_path: Path, shape: dict[str, int | bool | st
     assert 0 < np.sqrt(np.mean((rounded - logits) ** 2)) < 0.03 * np.std(logits)
     last, _ = exact.step(TOKENS[20:23], chain(20, 3), first_row=2)
     np.testing.assert_allclose(last, reference.logits(TOKENS[:23])[22:], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_operators_compute_what_they_are_defined_to(
+    tmp_path: Path, shape: dict[str, int | bool | str]
+) -> None:
+    """In float32, so that a value between two of the 8-bit ones may be rounded either way.
+
+    That moves some rows a little; the others are the same to float32's last digits.
+    """
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
+    folder = convert(source, tmp_path / "model", layout="fused")
+    reference = ReferenceGraph(folder, CAPACITY, rounded=True)
+    runner = GraphRunner(folder / "model.onnx", CAPACITY, session_options(2), garbage=9.5)
+    errors, past = [], 0
+    for width in (1, 9, 4, 17):
+        expected, _ = reference.step(TOKENS[past : past + width], chain(past, width))
+        found = runner.step(TOKENS[past : past + width], past)
+        errors += list(np.sqrt(np.mean((found - expected) ** 2, -1)) / np.std(expected))
+        past += width
+    assert max(errors) < 0.04
+    assert np.median(errors) < 0.01
+    assert min(errors) < 1e-5
 
 
 @pytest.mark.parametrize("shape", [{"quant": "F16", "embedding_quant": "F32"}], ids=str)
