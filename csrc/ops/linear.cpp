@@ -86,7 +86,7 @@ Rows rows_in_scratch(std::int64_t rows, std::int64_t blocks) {
   thread_local std::vector<std::int8_t> codes;
   thread_local std::vector<float> floats;
   thread_local std::vector<std::int32_t> integers;
-  codes.resize(std::max(codes.size(), scales * kBlock));
+  codes.resize(std::max(codes.size(), scales * static_cast<std::size_t>(kBlock)));
   floats.resize(std::max(floats.size(), 2 * scales));
   integers.resize(std::max(integers.size(), scales));
   return {rows, blocks, codes.data(), floats.data(), floats.data() + scales, integers.data()};
