@@ -54,48 +54,50 @@ MUTATIONS = {
         "noise.uniform(Purpose::accept, static_cast<std::uint32_t>(i - 1)) < pass",
         "noise.uniform(Purpose::accept, 0) < pass",
     ),
-    "token: p and q swapped": ("verify.cpp", "if (u * draft < target)", "if (u * target < draft)"),
+    "token: p and q swapped": (
+        "verify.cpp",
+        "accept_noise(noise, i, 0) * draft < target",
+        "accept_noise(noise, i, 0) * target < draft",
+    ),
     "token: residual is p": (
         "verify.cpp",
-        "return {i, sample_excess(1.0, p.row(i), drafts.q[i], v, scratch)};",
-        "return {i, p.row(i).sample(v)};",
+        "Distribution rest = excess_of(1.0, row, q, q.total(), scratch);",
+        "Distribution rest = row;",
     ),
     "token: residual of the first row": (
         "verify.cpp",
-        "return {i, sample_excess(1.0, p.row(i), drafts.q[i], v, scratch)};",
-        "return {i, sample_excess(1.0, p.row(0), drafts.q[0], v, scratch)};",
+        "const Distribution& row = p.row(i);",
+        "const Distribution& row = p.row(0);",
     ),
     "token: one accept noise for all drafts": (
         "verify.cpp",
-        "noise.uniform(Purpose::accept, static_cast<std::uint32_t>(i));",
-        "noise.uniform(Purpose::accept, 0);",
+        "candidate_offset(i, rank)",
+        "candidate_offset(0, rank)",
     ),
     "token: residual from the noise that rejected": (
         "verify.cpp",
-        "noise.uniform(Purpose::next, static_cast<std::uint32_t>(i));",
-        "u;",
+        "const double v = next_noise(noise, i);",
+        "const double v = accept_noise(noise, i, 0);",
     ),
     "token: last row off by one": (
         "verify.cpp",
-        "return {drafts.k, p.row(drafts.k).sample(v)};",
-        "return {drafts.k, p.row(drafts.k - 1).sample(v)};",
+        "p.row(drafts.k).sample(next_noise(noise, drafts.k))",
+        "p.row(drafts.k - 1).sample(next_noise(noise, drafts.k))",
     ),
     "coupled: position does not move": (
         "verify.cpp",
-        "race(noise, static_cast<std::uint32_t>(accepted), race)",
-        "race(noise, 0, race)",
+        "row.race(noise, static_cast<std::uint32_t>(accepted), race)",
+        "row.race(noise, 0, race)",
     ),
     "coupled: row off by one": (
         "verify.cpp",
-        "p.row(accepted).race(",
-        "p.row(accepted > 0 ? accepted - 1 : 0).race(",
+        "choose(p.row(accepted), accepted)",
+        "choose(p.row(accepted > 0 ? accepted - 1 : 0), accepted)",
     ),
     "greedy: accepts the first draft unseen": (
         "verify.cpp",
-        "|| next != drafts.tokens[accepted]) return {accepted, next};\n    ++accepted;\n  }\n}\n\n"
-        "Verdict verify_token",
-        "|| (accepted > 0 && next != drafts.tokens[accepted])) return {accepted, next};\n"
-        "    ++accepted;\n  }\n}\n\nVerdict verify_token",
+        "if (drafts.tokens[accepted] == next) return kChain;",
+        "if (accepted == 0 || drafts.tokens[accepted] == next) return kChain;",
     ),
     "excess: the mass is forgotten": (
         "distribution.cpp",
@@ -108,12 +110,12 @@ MUTATIONS = {
         "return std::max(mass - 0.9 * common, 0.0);",
     ),
     "race: weights do not count": (
-        "kernels.cpp",
+        "race_kernels.cpp",
         "score = weights[i] /",
         "score = (weights[i] > 0) /",
     ),
     "race: losers are dropped too early": (
-        "kernels.cpp",
+        "race_kernels.cpp",
         "kBar = 0.9999f * 0x1p-24f",
         "kBar = 2.0f * 0x1p-24f",
     ),
@@ -149,24 +151,89 @@ MUTATIONS = {
     ),
     "sampler: penalties see no draft": (
         "engine.cpp",
-        "if (made_ > 0) engine_.sampler_.see(engine_.proposal_.tokens()[made_ - 1]);",
+        "if (made_ > 0) see(engine_.proposal_.chain()[made_ - 1]);",
         "",
     ),
     "engine: one column too many is kept": (
         "engine.cpp",
-        "if (drafter_) drafter_->rollback(length - 1);",
-        "if (drafter_) drafter_->rollback(length);",
+        "if (drafter_) drafter_->rollback(drafted);",
+        "if (drafter_) drafter_->rollback(drafted + 1);",
     ),
     "engine: one column too many is committed": (
         "engine.cpp",
-        "target_->cache().commit(length - 1 - target_->cache().length());",
-        "target_->cache().commit(length - target_->cache().length());",
+        "cache.commit(kept);",
+        "cache.commit(kept + 1);",
     ),
     "engine: rounds share their noise": (
         "engine.cpp",
         "const RoundNoise noise{options_.sampling.seed, "
-        "static_cast<std::uint64_t>(sequence_.length())};\n  return",
-        "const RoundNoise noise{options_.sampling.seed, 0};\n  return",
+        "static_cast<std::uint64_t>(sequence_.length())};\n    verdict",
+        "const RoundNoise noise{options_.sampling.seed, 0};\n    verdict",
+    ),
+    "tree: only the first rejection counts": (
+        "verify.cpp",
+        "rest = excess_of(1.0, rest, q, q_total, scratch);",
+        "",
+    ),
+    "tree: a rejected candidate keeps its share of q": (
+        "verify.cpp",
+        "q.total_without(tried, count)",
+        "q.total()",
+    ),
+    "tree: siblings are tried with one noise": (
+        "verify.cpp",
+        "accept_noise(noise, i, count) * draft",
+        "accept_noise(noise, i, 0) * draft",
+    ),
+    "tree: siblings are tried against p": (
+        "verify.cpp",
+        "draft < rest.probability(token)",
+        "draft < row.probability(token)",
+    ),
+    "tree: the row after another sibling": (
+        "verify.cpp",
+        "p.leaf(s).sample(",
+        "p.leaf(drafts.first(i)).sample(",
+    ),
+    "tree: draws with replacement": (
+        "distribution.cpp",
+        "std::exchange(weights[at[last]], 0.0f)",
+        "weights[at[last]]",
+    ),
+    "tree: the first of the race twice": (
+        "distribution.cpp",
+        "winners[count] = id_at(best[count].index)",
+        "winners[count] = id_at(best[count - 1].index)",
+    ),
+    "tree: the column of a sibling is not moved": (
+        "engine.cpp",
+        "target_->move_row(before + proposal_.depth() + verdict.sibling, last_draft);",
+        "",
+    ),
+    "tree: keys are moved and values are not": (
+        "kv_cache.cpp",
+        "{keys(layer), values(layer)}",
+        "{keys(layer), keys(layer)}",
+    ),
+    "tree: the hidden state is not moved": (
+        "in_place_decoder.cpp",
+        "if (from != to) std::copy_n(",
+        "if (from < to) std::copy_n(",
+    ),
+    "tree: the drafter keeps the column of the chain": (
+        "engine.cpp",
+        "drafted = cache.length() + last_draft;",
+        "",
+    ),
+    "tree: siblings follow each other": (
+        "engine.cpp",
+        "tree ? step_parents_.data() : nullptr",
+        "nullptr",
+    ),
+    "tree: penalties do not see the sibling": (
+        "engine.cpp",
+        "see(engine_.proposal_.sibling(sibling));",
+        "",
     ),
     "fixed shape: the row length of the new keys": (
         "scatter_kv_cache.cpp",
@@ -204,7 +271,9 @@ from specdec import _core
 from attached_toy import AttachedToy, TargetToy
 from fixed_toy import FixedToy
 from rules import cases, check, core_draw, core_verifier
+from statistic import markov_p
 from toy import Toy, near, plain_text, random_table, run_stream, stream_options
+from tree_rules import check_tree
 
 def fail(what):
     print("caught by", what)
@@ -247,6 +316,43 @@ for prompt in ([1, 2], [1, 3, 4], [1]):
         options = stream_options(temperature=0.0, max_tokens=100, **extra)
         if run_stream(engine, prompt, options) != plain_text(fixed[0].table, prompt, options):
             fail("equality of models of fixed shape with the others")
+for name, width in (("far, k=3", 2), ("far, k=3", 4), ("near, k=4", 3)):
+    (case,) = (case for case in cases() if case.name == name)
+    p_values, _, _ = check_tree(_core, "token", case, width, 20_000, 1)
+    if min(p_values.values()) < 1e-5:
+        fail(f"siblings, {{name}}: {{p_values}}")
+far = random_table(9, 12, 0.5)
+for rule, drafts, count in (("greedy", near(table, 1), 200), ("coupled", near(table, 1), 200),
+                            ("token", far, 30_000)):
+    for extra in ({{}}, penalties) if rule != "token" else ({{}},):
+        target = TargetToy(table, takes_rows=True, capacity=count + 64)
+        attached = AttachedToy(drafts, target)
+        alone = Toy(drafts, capacity=count + 64)
+        for drafter in (_core.AttachedDrafter(attached.decoder), _core.ModelDrafter(alone.decoder)):
+            target.poison = alone.poison = rule != "token"
+            engine = _core.Engine(target.decoder, drafter)
+            engine.set_draft_length(3)
+            engine.set_draft_width(4)
+            options = stream_options(
+                rule="token" if rule == "greedy" else rule, seed=2, max_tokens=count,
+                temperature=float(rule != "greedy"), **extra
+            )
+            text = run_stream(engine, [1, 2], options)
+            if rule != "token" and text != plain_text(table, [1, 2], options):
+                fail(f"equality with siblings, {{rule}}")
+            if rule == "coupled" and engine.totals.checked < 3.5 * sum(engine.totals.drafted_at):
+                fail("candidates that are missing")
+            known = alone.decoder.length
+            if alone.keys[:known].tolist() != engine.tokens[:known]:
+                fail("what a drafter keeps")
+            if rule == "token":
+                t = np.array([1, 2, *text])
+                counts = np.bincount((t[:-2] * 12 + t[1:-1]) * 12 + t[2:], minlength=12**3)
+                exact = np.exp(table.reshape(-1, 12).astype(np.float64))
+                p = markov_p(counts.reshape(144, 12), exact / exact.sum(1, keepdims=True))
+                if p < 1e-5:
+                    fail(f"text with siblings: {{p}}")
+            target.decoder.truncate(0)
 for rule in ("token", "block", "coupled"):
     for number, case in enumerate(cases()):
         outcome = check(
