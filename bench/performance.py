@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ class Section:
 
     def command(self, quick: bool) -> str:
         """What a reader types to make this section's figures."""
-        return " ".join(["python -m", self.module, *(self.quick if quick else self.whole)])
+        return shlex.join(["python", "-m", self.module, *(self.quick if quick else self.whole)])
 
 
 def _markdown(name: str) -> Callable[[Path], str]:
@@ -66,7 +67,11 @@ def _steps(folder: Path) -> str:
 SECTIONS = {
     "peers": Section(
         "bench.peers",
-        ("--prompts", "2", "--max-tokens", "64", "--repeat", "2", "--installed-only"),
+        (
+            *("--prompts", "2", "--max-tokens", "48", "--repeat", "2", "--installed-only"),
+            *("--modes", "plain", "k=1", "k=2", "k=4", "auto", "auto, tree", "n-gram"),
+            *("draft k=2", "assisted", "prompt lookup"),
+        ),
         ("--prompts", "4", "--max-tokens", "128", "--repeat", "5"),
         _markdown("peers.md"),
         (("peers.svg", "Tokens per second of specdec and its peers"),),

@@ -9,6 +9,7 @@ than that). Writes peers.json, peers.md and peers.svg into ``--output``.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from contextlib import ExitStack
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
             verdicts=verdicts,
             machine=describe_machine(target, None),
             threads=options.threads,
-            command=f"python -m bench.peers {' '.join(arguments or sys.argv[1:])}".strip(),
+            command=shlex.join(["python", "-m", "bench.peers", *(arguments or sys.argv[1:])]),
         ),
         options.output,
     )

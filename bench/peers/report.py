@@ -81,7 +81,8 @@ def as_markdown(report: Report) -> str:
 
 def _speed_table(report: Report, summaries: Sequence[Summary]) -> str:
     kinds = list(dict.fromkeys(s.kind for s in summaries))
-    names = list(dict.fromkeys(s.contestant for s in summaries))
+    order = list(report.versions)
+    names = sorted({s.contestant for s in summaries}, key=order.index)
     cells = {(s.contestant, s.kind): s for s in summaries}
     prefill = report.prefill
     head = [
@@ -138,11 +139,18 @@ def _notes(report: Report) -> str:
         )
         + ".**"
         if odd
-        else "The target finds all contestants' texts about as likely as its own "
-        "(nats a token, temperature 0: "
-        + ", ".join(f"{v.contestant} {v.nats:.2f}" for v in report.verdicts if v.temperature == 0)
-        + ")."
+        else "The target finds all contestants' texts about as likely as its own."
     )
+    for temperature in dict.fromkeys(verdict.temperature for verdict in report.verdicts):
+        nats = [
+            f"{verdict.contestant} {verdict.nats:.2f}"
+            for verdict in report.verdicts
+            if verdict.temperature == temperature
+        ]
+        lines.append(
+            "Nats a token of the texts under the target at temperature 1, written at temperature "
+            f"{temperature:g}: {'; '.join(nats)}."
+        )
     if noisy := restless(report.runs):
         worst = max(run.others for run in noisy)
         lines.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from specdec import Model
 
 _MOST_NATS_MORE = 0.5  # per token, than the reference's own texts at that temperature
+_ERRORS = 3.0  # standard errors that chance is allowed
 _TEXTS = 6  # scored of each contestant and temperature
 
 
@@ -34,12 +35,14 @@ class Verdict:
     """Mean negative log-likelihood of a token under the target at temperature 1."""
     reference_nats: float
     """The same of the reference's texts."""
+    error: float
+    """Standard error of the difference between the two, from the spread over the tokens."""
     agreement: float | None
     """At temperature 0: tokens from the start that are the reference's, median over the texts."""
 
     @property
     def is_sane(self) -> bool:
-        return self.nats <= self.reference_nats + _MOST_NATS_MORE
+        return self.nats <= self.reference_nats + _MOST_NATS_MORE + _ERRORS * self.error
 
     @property
     def perplexity(self) -> float:
@@ -79,8 +82,9 @@ def judge(
                 Verdict(
                     contestant=name,
                     temperature=temperature,
-                    nats=scores[name],
-                    reference_nats=scores[reference],
+                    nats=scores[name][0],
+                    reference_nats=scores[reference][0],
+                    error=math.hypot(scores[name][1], scores[reference][1]),
                     agreement=median(agreed) if temperature == 0 and agreed else None,
                 )
             )
@@ -89,13 +93,14 @@ def judge(
 
 def _mean_nats(
     target: Model, prompts: dict[tuple[str, int], tuple[int, ...]], runs: Sequence[Run]
-) -> float:
-    nats, count = 0.0, 0
+) -> tuple[float, float]:
+    """Mean over all tokens of some texts, and its standard error."""
+    nats: list[float] = []
     for run in runs[:_TEXTS]:
-        prompt = prompts[run.kind, run.prompt]
-        nats += sum(_nats(target, prompt, run.tokens))
-        count += len(run.tokens)
-    return nats / count if count else math.inf
+        nats += _nats(target, prompts[run.kind, run.prompt], run.tokens)
+    if len(nats) < 2:
+        return math.inf, 0.0
+    return fmean(nats), stdev(nats) / math.sqrt(len(nats))
 
 
 def _nats(target: Model, prompt: Sequence[int], text: Sequence[int]) -> list[float]:

@@ -104,4 +104,4 @@ def restless(runs: Sequence[Run], most: float = 0.02) -> list[Run]:
 
 def _per_round(runs: Sequence[Run]) -> float | None:
     rounds = sum(run.figures.get("rounds", 0) for run in runs)
-    return sum(len(run.tokens) - run.first for run in runs) / rounds if rounds else None
+    return sum(len(run.tokens) for run in runs) / rounds if rounds else None

@@ -136,7 +136,7 @@ def test_a_summary_compares_with_the_best_peer_alone() -> None:
     chat = summaries["chat", "specdec, plain"]
     assert chat.tokens_per_second == pytest.approx(20)
     assert chat.over_best_peer == pytest.approx(20 / 25)
-    assert chat.accepted_per_round == 1.0
+    assert chat.accepted_per_round == 1.1
     assert summaries["code", "specdec, plain"].over_best_peer == pytest.approx(4)
     assert summaries["all", "peer, plain"].texts == 2
     assert list(summaries)[-1][0] == "all"
@@ -157,8 +157,10 @@ def test_a_clock_counts_what_came_first_and_when() -> None:
 
 
 def test_texts_are_insane_when_the_target_finds_them_far_less_likely() -> None:
-    assert Verdict("a", 0.0, nats=0.6, reference_nats=0.3, agreement=20).is_sane
-    assert not Verdict("b", 0.0, nats=2.6, reference_nats=0.3, agreement=0).is_sane
+    assert Verdict("a", 0.0, nats=0.6, reference_nats=0.3, error=0.1, agreement=20).is_sane
+    assert not Verdict("b", 0.0, nats=2.6, reference_nats=0.3, error=0.1, agreement=0).is_sane
+    # A few tokens that were drawn say little.
+    assert Verdict("c", 1.0, nats=2.6, reference_nats=1.3, error=0.4, agreement=None).is_sane
 
 
 def test_a_report_has_every_contestant_and_who_was_absent(tmp_path: Path) -> None:
@@ -168,9 +170,9 @@ def test_a_report_has_every_contestant_and_who_was_absent(tmp_path: Path) -> Non
         questions=QUESTIONS,
         own=["specdec, plain"],
         memory={"specdec, plain": 300_000_000, "peer, plain": 500_000_000},
-        versions={"peer, plain": {"peer": "2.1"}},
+        versions={"specdec, plain": {}, "peer, plain": {"peer": "2.1"}},
         absent=[Absent("other", "there is no wheel")],
-        verdicts=[Verdict("peer, plain", 0.0, 2.6, 0.3, 0)],
+        verdicts=[Verdict("peer, plain", 0.0, 2.6, 0.3, 0.1, 0)],
         machine={"cpu": "a processor"},
         threads=2,
         command="python -m bench.peers",
