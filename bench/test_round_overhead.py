@@ -78,6 +78,7 @@ def decoder_of(rows: Logits, head_ids: list[int], target: Any = None) -> Any:
             max_width=16,
             max_logit_rows=16,
             hidden=HIDDEN,
+            takes_rows=True,
             run=run,
         )
     views += [decoder.buffers()["logits"], decoder.buffers()["total_length"]]
@@ -133,6 +134,7 @@ def engine_for(
     sampling: dict[str, float],
     fixed: str = "",
     attached: bool = False,
+    width: int = 1,
 ) -> tuple[Any, Callable[[], float]]:
     target = fixed_decoder_of(logits[0], fixed == "best") if fixed else decoder_of(logits[0], [])
     host = target if attached else None
@@ -144,6 +146,7 @@ def engine_for(
     drafter = _core.AttachedDrafter(draft) if attached else _core.ModelDrafter(draft)
     engine = _core.Engine(target, drafter)
     engine.set_draft_length(DRAFT_LENGTH)
+    engine.set_draft_width(width)
     options = _core.StreamOptions()
     chosen = _core.SamplingOptions()
     chosen.seed = 1
@@ -187,6 +190,16 @@ def test_round_overhead_of_an_attached_drafter(
     rule, sampling, bound = SETTINGS[setting]
     engine, timer = engine_for(logits, False, rule, sampling, attached=True)
     measure(benchmark, engine, timer, "attached drafter", ROUNDS, bound)
+
+
+@pytest.mark.parametrize("setting", ["greedy", "token", "coupled"])
+def test_round_overhead_of_trees(
+    benchmark: Any, logits: tuple[Logits, Logits], setting: str
+) -> None:
+    """Three candidates for each position."""
+    rule, sampling, bound = SETTINGS[setting]
+    engine, timer = engine_for(logits, True, rule, sampling, attached=True, width=3)
+    measure(benchmark, engine, timer, "trees", ROUNDS, 2 * bound)
 
 
 # name: rule, sampling, head of the target's graph, most microseconds at the median
