@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 from bench import growth_figures as figures
 from bench.growth_plots import draw
-from bench.peers.checkpoints import DRAFTER, TARGET
+from bench.peers.checkpoints import TARGET
 from bench.peers.install import peer_home
 from bench.peers.process import Worker
 from bench.peers.protocol import Request
@@ -32,6 +33,7 @@ from specdec.benchmark.machine import describe_machine
 from specdec.distill.evaluate.prompts import load_kinds
 
 _SETTLE_SECONDS = 0.03  # threads of the step before go to sleep
+_DRAFTER = "smollm2-135m-drafter"
 _FITTED = (1, 2, 4)  # draft lengths that the prediction is made from
 
 
@@ -43,21 +45,17 @@ def main(arguments: list[str] | None = None) -> None:
     def report(text: str) -> None:
         print(f"{time.monotonic() - begun:5.0f} s  {text}", file=sys.stderr, flush=True)
 
-    with gguf(TARGET) as checkpoint:
-        target_bytes = figures.weight_bytes(checkpoint)
-    with gguf(DRAFTER) as checkpoint:
-        layers = figures.weight_bytes(checkpoint)
     target = Model.load(options.target, threads=options.threads[-1])
     drafter = Model.load(options.draft, threads=options.threads[-1])
-    head_bytes = target_bytes_of_rows(options, target, drafter)
+    target_bytes, draft_bytes = _weight_bytes(target, drafter)
     bandwidths = {threads: figures.measured_bandwidth(threads) for threads in options.threads}
     report(f"memory: {', '.join(f'{t} threads {b / 1e9:.1f} GB/s' for t, b in bandwidths.items())}")
     result = {
-        "command": f"python -m bench.growth {' '.join(arguments or sys.argv[1:])}".strip(),
+        "command": shlex.join(["python", "-m", "bench.growth", *(arguments or sys.argv[1:])]),
         "machine": describe_machine(target, drafter),
         "bandwidth": bandwidths,
         "target_bytes": target_bytes,
-        "draft_bytes": layers + head_bytes,
+        "draft_bytes": draft_bytes,
         "cache_bytes": figures.cache_bytes(target.config),
         "context": by_context(options, target, report),
         "length": by_length(options, target, drafter, report),
@@ -70,12 +68,14 @@ def main(arguments: list[str] | None = None) -> None:
     report(f"written to {options.output}")
 
 
-def target_bytes_of_rows(options: argparse.Namespace, target: Model, drafter: Model) -> int:
-    """Bytes of the rows of the target's head that the drafter takes."""
+def _weight_bytes(target: Model, drafter: Model) -> tuple[int, int]:
+    """Bytes that a step of the target reads, and one of the drafter: its layers and its head."""
     with gguf(TARGET) as checkpoint:
         whole = figures.weight_bytes(checkpoint)
-        without = figures.weight_bytes(checkpoint, head_rows=0)
-    return (whole - without) * drafter.config.head_size // target.config.vocab
+        head = whole - figures.weight_bytes(checkpoint, head_rows=0)
+    with gguf(_DRAFTER) as checkpoint:
+        layers = figures.weight_bytes(checkpoint)
+    return whole, layers + head * drafter.config.head_size // target.config.vocab
 
 
 def by_context(options: argparse.Namespace, target: Model, report: Any) -> list[dict[str, Any]]:
@@ -283,7 +283,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="fewer points, tokens and repeats")
     parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--draft", default="smollm2-135m-drafter")
+    parser.add_argument("--draft", default=_DRAFTER)
     parser.add_argument("--output", type=Path, default=Path("build/growth"), metavar="FOLDER")
     options = parser.parse_args(arguments)
     if options.quick:
