@@ -10,7 +10,7 @@ import pytest
 from specdec import ContextFullError, InvalidInputError, Model, Ngram, Stats
 from specdec.benchmark import PromptSet
 from specdec.distill.evaluate import Difference, Plan, Run, evaluate_pair
-from specdec.distill.evaluate.contest import contest, differences
+from specdec.distill.evaluate.contest import TARGET_ALONE, contest, differences
 
 PROMPTS = [PromptSet("chat", ("hello", "good evening")), PromptSet("code", ("x = 1",))]
 PLAN = Plan(gammas=(2, 3), temperatures=(0.0, 1.0), max_tokens=12, seed=5)
@@ -51,6 +51,17 @@ def test_coupled_samples_do_not_depend_on_the_draft_length(target: Model, drafte
     for run in contest(target, drafter, PROMPTS, plan):
         texts.setdefault((run.kind, run.prompt), set()).add(run.tokens)
     assert [len(found) for found in texts.values()] == [1, 1, 1]
+
+
+def test_candidates_for_each_position(target: Model, drafter: Model) -> None:
+    runs = list(contest(target, drafter, PROMPTS, replace(PLAN, width=3)))
+    assert not differences(runs)
+    drafted = [run.stats for run in runs if run.gamma != TARGET_ALONE]
+    assert all(stats.checked > 2 * stats.drafted > 0 for stats in drafted)
+    report = evaluate_pair(
+        target, drafter, PROMPTS, gammas=[2], temperatures=[0], max_tokens=8, width=2
+    )
+    assert report.plan.width == 2
 
 
 def test_a_target_that_drafts_for_itself_accepts(target: Model) -> None:
