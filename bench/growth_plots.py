@@ -101,6 +101,7 @@ def _with_spread(axis: Any, x: list[int], rows: list[Any], colour: str, label: s
 def _finish(axis: Any, x: str, y: str, *, logarithmic: bool = False) -> None:
     if logarithmic:
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.set_ylim(bottom=0)
