@@ -9,7 +9,7 @@ namespace {
 constexpr double kSlopeGuess = 0.06;   // cost of one more row, over one row's step
 constexpr double kSlopeWeight = 2;     // how many row-widths of evidence that guess counts for
 constexpr double kDraftGuess = 0.2;    // cost of a drafter step, over a target step of one row
-constexpr double kUnknown = 0.09;      // variance of the log of what was never measured
+constexpr double kUnknown = 0.02;      // variance of the log of what was never measured
 constexpr double kDraftUnknown = 4;    // the same of a drafter step: a lookup costs nearly nothing
 constexpr double kOffLine = 0.0025;    // variance of the log of a width around the fitted line
 constexpr double kScaleDrift = 1e-4;   // variance that each step adds to the scale
@@ -49,7 +49,14 @@ void StepCosts::add_target(std::int32_t rows, double seconds) {
 }
 
 void StepCosts::add_draft(double seconds) {
-  if (started_) add(draft_, seconds);  // there is no scale before the first target step
+  if (known()) add(draft_, seconds);  // there is no scale before the first target step
+}
+
+bool StepCosts::Firsts::add(double value) {
+  if (full()) return false;
+  values[count++] = value;
+  std::sort(values.begin(), values.begin() + count);
+  return true;
 }
 
 void StepCosts::add(Estimate& shape, double seconds) {
@@ -60,9 +67,13 @@ void StepCosts::add(Estimate& shape, double seconds) {
 
 void StepCosts::update(Estimate& shape, double seconds) {
   const double measured = std::log(std::max(seconds, kShortest));
-  if (!started_) {
-    started_ = true;
-    scale_ = {measured - shape.mean, spread_ * spread_};
+  const bool draft = &shape == &draft_;
+  if (!draft && first_scales_.add(measured - shape.mean)) {
+    scale_ = {first_scales_.middle(), spread_ * spread_};
+  }
+  if (draft && first_drafts_.add(measured - scale_.mean)) {
+    draft_.mean = first_drafts_.middle();
+    if (first_drafts_.full()) draft_.variance = spread_ * spread_;
     return;
   }
   scale_.variance += kScaleDrift;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -28,12 +29,21 @@ class StepCosts {
 
   // How often the target ran this many rows.
   std::int32_t runs(std::int32_t rows) const { return runs_[rows]; }
-  bool known() const { return started_; }
+  bool known() const { return first_scales_.count > 0; }
 
  private:
   struct Estimate {
     double mean;
     double variance;
+  };
+
+  // The first few of some measurements, of which one may have been interrupted.
+  struct Firsts {
+    std::array<double, 3> values;
+    std::int32_t count = 0;
+    bool add(double value);  // false where there are enough already
+    bool full() const { return count == static_cast<std::int32_t>(values.size()); }
+    double middle() const { return values[(count - 1) / 2]; }  // the lesser one of two
   };
 
   // Widths whose cost is taken to be the same.
@@ -47,7 +57,6 @@ class StepCosts {
   void refresh();
 
   std::int32_t max_rows_;
-  bool started_ = false;
   Estimate scale_;               // log seconds
   Estimate draft_;               // log of a drafter step over the scale
   std::vector<Estimate> shape_;  // [rows], log of a target step over the scale; [0] unused
@@ -57,6 +66,8 @@ class StepCosts {
   std::vector<double> curve_;    // [rows], what is made of shape_
   double seconds_ = 1;           // that the scale stands for
   double draft_seconds_;
+  Firsts first_scales_;
+  Firsts first_drafts_;
   double spread_;                // mean deviation of log seconds from what was expected
 };
 
