@@ -321,7 +321,21 @@ for name, width in (("far, k=3", 2), ("far, k=3", 4), ("near, k=4", 3)):
     p_values, _, _ = check_tree(_core, "token", case, width, 20_000, 1)
     if min(p_values.values()) < 1e-5:
         fail(f"siblings, {{name}}: {{p_values}}")
-far = random_table(9, 12, 0.5)
+moving = _core.InPlaceDecoder(
+    vocabulary=4, head_ids=[], layers=2, kv_heads=2, head_dim=3, capacity=8, min_width=1,
+    max_width=4, max_logit_rows=4, takes_rows=True, run=lambda width, first: None
+)
+columns = [array for name, array in moving.buffers().items() if "." in name]
+for number, array in enumerate(columns):
+    array[...] = number * 1000 + np.arange(array.size).reshape(array.shape)
+expected = [array.copy() for array in columns]
+moving.forward([1, 2, 3, 0], 4, [-1, 0, 0, 0])
+moving.move_row(3, 1)
+for array, before in zip(columns, expected):
+    before[0, :, 1] = before[0, :, 3]
+    if not np.array_equal(array, before):
+        fail("columns that are moved")
+far = random_table(9, 12, 2.5)
 for rule, drafts, count in (("greedy", near(table, 1), 200), ("coupled", near(table, 1), 200),
                             ("token", far, 30_000)):
     for extra in ({{}}, penalties) if rule != "token" else ({{}},):

@@ -119,6 +119,8 @@ class Toy:
     ) -> None:
         """As a graph that takes rows: the context of a row is what stands before it on its path."""
         keys, values = self.keys, self.values
+        rows = set(zip(parents, self.tokens[:width].tolist(), strict=True))
+        assert len(rows) == width, "one candidate twice"
         if self.poison:
             known = np.arange(1, start + 1)
             assert (values[:start] == known).all(), "a committed column that is not its position's"
