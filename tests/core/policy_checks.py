@@ -17,6 +17,7 @@ SEEDS = range(2)
 BETTER = {"flat": 1.02, "flat, middling": 1.03, "steep": 1.02, "too sure": 1.03}
 
 ALTERNATING = World(line(0.04), 0.15, [Phase(400, (0.85, 0.05)[i % 2 :][:1]) for i in range(8)])
+DRIFTING = World(line(0.04), 0.15, [Phase(1000, (0.92, 0.4)[i % 2 :][:1]) for i in range(6)])
 RECOVERING = World(line(0.04), 0.2, [Phase(2000, [0.02]), Phase(1500, [0.85])])
 FADING = World(line(0.04), 0.2, [Phase(1500, [0.85]), Phase(1500, [0.02])])
 # Everything takes twice as long in every second stretch of rounds, and rounds of other shapes
@@ -32,8 +33,10 @@ def new_policy(core: ModuleType, width: int = 1) -> Any:
     return policy
 
 
-def rate(core: ModuleType, world: World, width: int = 1) -> float:
-    plays = [play(world, new_policy(core, width), seed, width=width) for seed in SEEDS]
+def rate(core: ModuleType, world: World, width: int = 1, stream: int | None = 256) -> float:
+    plays = [
+        play(world, new_policy(core, width), seed, width=width, stream=stream) for seed in SEEDS
+    ]
     return sum(p.rate for p in plays) / len(plays)
 
 
@@ -77,7 +80,11 @@ CHECKS = {
     **{f"trees, {n}": Check(_trees(WORLDS[n]), BETTER.get(n, 0.97)) for n in TREES},
     **{f"losing, {n}": Check(_plain(w), 0.98) for n, w in LOSING.items()},
     **{f"losing soon, {n}": Check(_plain(w.cut(1 / 8)), 0.97) for n, w in LOSING.items()},
+    "losing soon, nearly worth it": Check(_plain(LOSING["nearly worth it"].cut(1 / 8)), 0.982),
     "alternating": Check(_chains(ALTERNATING), 1.1),
+    "drifting in one stream": Check(
+        lambda core: rate(core, DRIFTING, 1, None) / DRIFTING.best(), 1.1
+    ),
     "recovering": Check(lambda core: share_of_last_phase(core, RECOVERING), 0.9),
     "fading": Check(lambda core: share_of_last_phase(core, FADING, plain=True), 0.97),
     "unsteady": Check(_chains(UNSTEADY), 1.0),

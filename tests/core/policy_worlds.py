@@ -133,15 +133,17 @@ class Play:
         return self.expected / self.seconds
 
 
-def play(world: World, policy: Any, seed: int, *, width: int = 1, stream: int = 256) -> Play:
-    """Runs a policy through a world in streams of so many tokens."""
+def play(world: World, policy: Any, seed: int, *, width: int = 1, stream: int | None = 256) -> Play:
+    """Runs a policy through a world in streams of so many tokens; None: in one."""
     rng = random.Random(seed)
     result = Play()
     for phase in world.phases:
         end = result.tokens + phase.tokens
         begun = -1
+        if stream is None and result.tokens == 0:
+            policy.start_stream()
         while result.tokens < end:
-            if (result.tokens - (end - phase.tokens)) // stream != begun:
+            if stream and (result.tokens - (end - phase.tokens)) // stream != begun:
                 begun = (result.tokens - (end - phase.tokens)) // stream
                 policy.start_stream()
             _round(world, phase, policy, width, rng, result)
