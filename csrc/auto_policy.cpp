@@ -8,7 +8,6 @@ namespace {
 constexpr double kRateKeep = 0.97;     // the rate remembers some 33 rounds
 constexpr double kRateWeight = 8;      // rounds that the model's own idea of the rate counts for
 constexpr double kStreamWeight = 16;   // observations of other prompts count for no more
-constexpr double kPlainWeight = 6;     // and those from before a pause of drafting
 
 constexpr double kFirstPurse = 4;      // tokens
 constexpr double kMostPurse = 10;
