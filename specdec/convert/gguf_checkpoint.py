@@ -16,7 +16,7 @@ from specdec.convert.architectures import (
     sizes,
 )
 from specdec.convert.checkpoint import ModelConfig
-from specdec.convert.gguf_reader import GgufFile
+from specdec.convert.gguf_reader import GgufFile, round_to_4_bits
 from specdec.convert.gguf_tokenizer import write_tokenizer
 from specdec.convert.matrix import FloatArray, IndexArray, Matrix
 from specdec.errors import CheckpointError
@@ -26,6 +26,7 @@ TARGET_KEY = "specdec.target"  # metadata of a drafter: the name of its target
 DRAFTER_KIND = "specdec.drafter_kind"  # metadata of a drafter, one of DRAFTER_KINDS
 DRAFTER_KINDS = ("standalone", "attached")  # the first is that of a drafter that does not say
 TARGET_LAYERS = "specdec.target_layers"  # metadata of an attached drafter: as in ModelShape
+HEAD_BITS = "specdec.head_bits"  # metadata of a drafter: 4 where the target's rows are rounded
 HEAD_IDS = "specdec.head_ids"  # tensor of a drafter with a trimmed head
 
 
@@ -51,6 +52,7 @@ class GgufCheckpoint:
             self.vocabulary = GgufFile(target_source)
             _architecture(self.vocabulary)
         self.head_ids = self._read_head_ids()
+        self._head_bits = self._read_head_bits()
         self.config = self._read_config()
         self.rope_factors = self._read_rope_factors()
         if self.config.target_layers is not None and target_source is not None:
@@ -90,7 +92,9 @@ class GgufCheckpoint:
         if role in self._architecture.interleaved_rotary:
             return matrix.take_rows(_half_split_order(matrix.shape[0], self.config.head_dim))
         if role == "head" and self.head_ids is not None:
-            return matrix.take_rows(self.head_ids)
+            matrix = matrix.take_rows(self.head_ids)
+        if role == "head" and self._head_bits == 4:
+            matrix = round_to_4_bits(matrix)
         return matrix
 
     def _find(self, name: str) -> tuple[str, GgufFile]:
@@ -197,6 +201,12 @@ class GgufCheckpoint:
                 f"vocabulary size {vocab}"
             )
         return ids
+
+    def _read_head_bits(self) -> int | None:
+        bits = self.file.fields.get(HEAD_BITS)
+        if bits is not None and (bits != 4 or self.target_name is None):
+            raise self._bad_metadata(HEAD_BITS, bits, "4, in a drafter's file")
+        return bits
 
     def _read_rope_factors(self) -> FloatArray | None:
         return self.file.vector(ROPE_FACTORS) if ROPE_FACTORS in self.file.tensors else None

@@ -248,6 +248,12 @@ def _locate(path: Path, name: str, kind: int, shape: tuple[int, ...], offset: in
     return GgufTensor(name, ggml_type.name, shape, offset, math.prod(shape) // block * block_bytes)
 
 
+def round_to_4_bits(matrix: Matrix) -> BlockMatrix:
+    """The nearest that Q4_1 has: blocks of 32 between their least and their greatest value."""
+    blocks = gguf.quantize(matrix.dequantise(), gguf.GGMLQuantizationType.Q4_1)
+    return _read_q4(blocks, matrix.shape[0], header=4)
+
+
 def _read_q8_0(data: NDArray[np.uint8], rows: int) -> BlockMatrix:
     """Blocks of 32: a float16 scale, then 32 signed bytes."""
     blocks = data.reshape(rows, -1, 34)

@@ -28,6 +28,7 @@ from specdec.distill.optim import OptimizerSettings
 from specdec.distill.options import Options
 from specdec.distill.plan import RunPlan, schedule_of
 from specdec.distill.progress import duration
+from specdec.distill.rounding import WEIGHTS
 from specdec.distill.states import padded_ids
 from specdec.distill.students import AttachedStudent, StandaloneStudent
 from specdec.distill.target import TargetModel
@@ -86,7 +87,7 @@ def architecture(target: TargetModel, options: Options) -> DrafterPlan:
     layers = options.target_layers
     if layers is None and options.size is None and options.cost is None:
         layers = chosen_layers(config.layers, min(LAYERS, config.layers), kind)
-    return plan_drafter(
+    plan = plan_drafter(
         config,
         kind=kind,
         size=None if options.size is None else parse_size(options.size),
@@ -95,6 +96,12 @@ def architecture(target: TargetModel, options: Options) -> DrafterPlan:
         # A Hugging Face folder holds a whole head.
         head_size=options.head if target.is_gguf else config.vocab,
     )
+    if options.weights != WEIGHTS[0] and (plan.own_embedding or not target.is_gguf):
+        raise InvalidInputError(
+            f"weights '{options.weights}' are for a drafter with the embedding of a GGUF target; "
+            "this one is written in bfloat16"
+        )
+    return plan
 
 
 def head_ids(plan: DrafterPlan, corpus: Corpus) -> IndexArray | None:
@@ -114,7 +121,7 @@ def make(
     frequencies: IndexArray | None = None,
 ) -> AnyStudent:
     """The student before its bridges are fitted; ``frequencies`` [V] of the text."""
-    return make_student(
+    student = make_student(
         plan,
         source,
         origin=options.origin,
@@ -123,6 +130,8 @@ def make(
         dtype=dtype_of(options),
         frequencies=None if frequencies is None else torch.from_numpy(frequencies),
     )
+    student.hold_as(options.weights)
+    return student
 
 
 def initialise(

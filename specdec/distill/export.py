@@ -24,12 +24,18 @@ from torch import Tensor
 
 from specdec.convert.architectures import BRIDGE, LLAMA, ROPE_FACTORS
 from specdec.convert.checkpoint import ModelSource
-from specdec.convert.gguf_checkpoint import DRAFTER_KIND, HEAD_IDS, TARGET_KEY, TARGET_LAYERS
+from specdec.convert.gguf_checkpoint import (
+    DRAFTER_KIND,
+    HEAD_BITS,
+    HEAD_IDS,
+    TARGET_KEY,
+    TARGET_LAYERS,
+)
 from specdec.convert.matrix import FloatArray, IndexArray
+from specdec.distill.rounding import BITS, TYPES, WEIGHTS, rounded
 from specdec.errors import InvalidInputError
 from specdec.model_shape import ModelShape
 
-_Q8_0 = gguf.GGMLQuantizationType.Q8_0
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -85,8 +91,9 @@ def write_gguf(
     target: str,
     head_ids: IndexArray | None,
     rope_factors: FloatArray | None = None,
+    held_as: str = WEIGHTS[0],
 ) -> None:
-    """Write a drafter whose embedding and head rows are its target's; matrices become Q8_0.
+    """Write a drafter whose embedding and head rows are its target's.
 
     Args:
         path: The file, which appears when it is whole.
@@ -96,6 +103,8 @@ def write_gguf(
         target: Its target's name.
         head_ids: Ids of the head's rows, ascending; None: all.
         rope_factors: What each rotary frequency is divided by, [head_dim / 2]; None: by one.
+        held_as: How matrices are held, one of ``rounding.WEIGHTS``. With 4 bits, the head's rows
+            are rounded to 4 bits too when the drafter is converted.
 
     Raises:
         InvalidInputError: It cannot be written.
@@ -111,7 +120,9 @@ def write_gguf(
             writer.add_string(DRAFTER_KIND, "attached")
             writer.add_array(TARGET_LAYERS, list(shape.target_layers))
         for key, values in weights.items():
-            _add_tensor(writer, key, values, shape.head_dim)
+            _add_tensor(writer, key, values, shape.head_dim, TYPES[held_as])
+        if held_as != WEIGHTS[0]:
+            writer.add_uint32(HEAD_BITS, BITS[held_as])
         if rope_factors is not None:
             writer.add_tensor(ROPE_FACTORS, rope_factors.astype(np.float32))
         if head_ids is not None:
@@ -128,17 +139,9 @@ def write_gguf(
             partial.unlink(missing_ok=True)
 
 
-def q8_0(weights: Weights) -> dict[str, FloatArray]:
-    """The weights as they come back from ``write_gguf``: matrices rounded to Q8_0.
-
-    A block of 32 inputs shares the scale max|w| / 127, a float16.
-    """
-    return {
-        key: gguf.dequantize(gguf.quantize(np.ascontiguousarray(values), _Q8_0), _Q8_0)
-        if values.ndim == 2
-        else values
-        for key, values in weights.items()
-    }
+def as_exported(weights: Weights, held_as: str) -> dict[str, FloatArray]:
+    """The weights as they come back from ``write_gguf``."""
+    return {key: rounded(values, held_as) for key, values in weights.items()}
 
 
 def write_huggingface(
@@ -211,7 +214,13 @@ def _add_shape(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     writer.add_vocab_size(shape.vocab)
 
 
-def _add_tensor(writer: gguf.GGUFWriter, key: str, values: FloatArray, head_dim: int) -> None:
+def _add_tensor(
+    writer: gguf.GGUFWriter,
+    key: str,
+    values: FloatArray,
+    head_dim: int,
+    kind: gguf.GGMLQuantizationType,
+) -> None:
     values = np.ascontiguousarray(values, dtype=np.float32)
     role = key.rpartition(".")[2]
     if role in LLAMA.interleaved_rotary:
@@ -219,7 +228,7 @@ def _add_tensor(writer: gguf.GGUFWriter, key: str, values: FloatArray, head_dim:
     if values.ndim == 1:
         writer.add_tensor(_gguf_name(key), values)
     else:
-        writer.add_tensor(_gguf_name(key), gguf.quantize(values, _Q8_0), raw_dtype=_Q8_0)
+        writer.add_tensor(_gguf_name(key), gguf.quantize(values, kind), raw_dtype=kind)
 
 
 def _interleaved(values: FloatArray, head_dim: int) -> FloatArray:

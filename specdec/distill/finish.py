@@ -21,6 +21,7 @@ from specdec.distill.options import Options
 from specdec.distill.plan import RunPlan, write_json
 from specdec.distill.plot import fit, held_out_curve
 from specdec.distill.progress import duration, read_log
+from specdec.distill.rounding import BITS, WEIGHTS
 from specdec.distill.target import TargetModel
 from specdec.distill.train import LOG
 from specdec.model_folder import MANIFEST, ModelFolder, create_model_folder, write_manifest
@@ -35,6 +36,12 @@ GAMMA = 3
 """Drafts of a round that a finished drafter is measured with."""
 _TEMPERATURES = (0.0, 1.0)
 _TOKENS = 64
+_FIGURES = {
+    "float": "unrounded",
+    "int8": "in 8 bits",
+    "int4": "in 4 bits",
+    "whole_head": "with a whole head",
+}
 
 
 @dataclass(frozen=True)
@@ -127,25 +134,42 @@ def write_drafter(made: Made, name: str) -> Path:
         target=target.name,
         head_ids=None if ids is None else ids.cpu().numpy(),
         rope_factors=target.source.rope_factors,
+        held_as=made.options.weights,
     )
     return made.work / DRAFTER
 
 
 def compare(made: Made, held_out: HeldOut, progress: Progress) -> dict[str, Any]:
-    """Held-out figures as trained, with 8 bits for each weight, and with every id in the head."""
+    """Held-out figures without any rounding, as exported, and with every id in the head."""
+    held_as = made.options.weights
 
     def measured(which: str, student: build.AnyStudent) -> dict[str, Any]:
-        progress(f"measuring the drafter on held-out text, {which}", 0.0)
+        progress(f"measuring the drafter on held-out text, {_FIGURES[which]}", 0.0)
         return held_out(student, GAMMA).as_dict()
 
-    found = {"float": measured("as trained", made.student)}
-    rounded = copy.deepcopy(made.student)
-    rounded.load_state_dict(export.state_of(export.q8_0(export.weights_of(rounded.state_dict()))))
-    found["int8"] = measured("in 8 bits", rounded)
+    found = {"float": measured("float", _unrounded(made))}
+    exported = copy.deepcopy(made.student)
+    exported.load_state_dict(
+        export.state_of(export.as_exported(export.weights_of(exported.state_dict()), held_as))
+    )
+    name = f"int{BITS[held_as]}"
+    found[name] = measured(name, exported)
     if made.student.head_ids is not None:
         whole = build.with_whole_head(made.student, made.architecture, made.target, made.options)
-        found["whole_head"] = measured("with a whole head", whole)
+        found["whole_head"] = measured("whole_head", whole)
     return found
+
+
+def _unrounded(made: Made) -> build.AnyStudent:
+    """The student with its weights as they are, whatever they were trained to be rounded to."""
+    if made.options.weights == WEIGHTS[0]:
+        return made.student
+    options = dataclasses.replace(made.options, weights=WEIGHTS[0])
+    ids = made.student.head_ids
+    rows = None if ids is None else ids.cpu().numpy()
+    student = build.make(made.architecture, made.target.source, rows, options)
+    build.load(student, made.student.state_dict())
+    return student.to(made.student.final_norm.device)
 
 
 def learning_curve(work: Path) -> dict[str, Any]:
@@ -164,7 +188,6 @@ def learning_curve(work: Path) -> dict[str, Any]:
 
 def report_lines(record: Mapping[str, Any]) -> list[str]:
     """The report for people."""
-    names = {"float": "as trained", "int8": "in 8 bits", "whole_head": "with a whole head"}
     lines = [
         f"{record['tokens_seen']:,} tokens seen in {record['steps']:,} steps, "
         f"{duration(record['training_seconds'])} of training"
@@ -172,7 +195,7 @@ def report_lines(record: Mapping[str, Any]) -> list[str]:
     for name, figures in record["acceptance"]["held_out"].items():
         drafts = " ".join(f"{value:.3f}" for value in figures["acceptance"])
         lines.append(
-            f"held out, {names[name]}: acceptance by draft {drafts}; block efficiency "
+            f"held out, {_FIGURES[name]}: acceptance by draft {drafts}; block efficiency "
             f"{figures['block_efficiency']:.2f} at temperature 1 (k = {GAMMA})"
         )
     for cell in record["acceptance"].get("runtime", {}).get("cells", ()):

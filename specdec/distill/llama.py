@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from specdec.convert.checkpoint import Checkpoint, ModelConfig
 from specdec.distill.kernels import rms_norm, rotate, swiglu
+from specdec.distill.rounding import WEIGHTS, straight_through
 from specdec.errors import InvalidInputError
 
 MATRICES = ("query", "key", "value", "attention_output", "gate", "up", "down")
@@ -64,15 +65,22 @@ class Layer(nn.Module):
         for role in MATRICES:
             self.get_parameter(role).copy_(matrix_tensor(source, f"layers.{layer}.{role}"))
 
-    def fused(self, dtype: torch.dtype) -> FusedLayer:
-        """The weights in ``dtype``, side by side where they share an input; differentiable."""
+    def fused(self, dtype: torch.dtype, weights: str = WEIGHTS[0]) -> FusedLayer:
+        """The weights in ``dtype``, side by side where they share an input; differentiable.
+
+        ``weights`` is how they will be exported, one of ``rounding.WEIGHTS``.
+        """
+
+        def held(*matrices: Tensor) -> Tensor:
+            return torch.cat([straight_through(m, weights).to(dtype) for m in matrices])
+
         return FusedLayer(
             self.attention_norm,
-            torch.cat([self.query.to(dtype), self.key.to(dtype), self.value.to(dtype)]),
-            self.attention_output.to(dtype),
+            held(self.query, self.key, self.value),
+            held(self.attention_output),
             self.ffn_norm,
-            torch.cat([self.gate.to(dtype), self.up.to(dtype)]),
-            self.down.to(dtype),
+            held(self.gate, self.up),
+            held(self.down),
         )
 
 

@@ -64,6 +64,9 @@ class Options:
         None, SHAPE, "Weights to begin with: a run's checkpoint.pt, or a drafter.gguf."
     )
     origin: str = _option("target", SHAPE, "Where its first weights come from: target or random.")
+    weights: str = _option(
+        "q8_0", SHAPE, "How its file holds matrices: q8_0, or q4_1, trained through its rounding."
+    )
     layout: str | None = _option(
         None, SHAPE, "How it holds weights: a layout of convert's, or for an NPU of quantize's."
     )
@@ -141,6 +144,7 @@ class Options:
         from specdec.distill.initial import ORIGINS
         from specdec.distill.losses import Loss
         from specdec.distill.optim import KINDS as OPTIMIZERS
+        from specdec.distill.rounding import WEIGHTS
         from specdec.distill.students import KINDS
 
         for name, allowed in (
@@ -149,6 +153,7 @@ class Options:
             ("optimizer", OPTIMIZERS),
             ("origin", ORIGINS),
             ("dtype", DTYPES),
+            ("weights", WEIGHTS),
             ("layout", (*LAYOUTS, *HTP_LAYOUTS)),
         ):
             value = getattr(self, name)

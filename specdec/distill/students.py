@@ -30,6 +30,7 @@ from specdec.distill.llama import (
     matrix_tensor,
     rotary_of,
 )
+from specdec.distill.rounding import WEIGHTS, rounded_tensor, straight_through
 from specdec.errors import InvalidInputError
 
 KINDS = ("standalone", "attached")
@@ -110,12 +111,26 @@ class _LlamaStudent(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.final_norm = nn.Parameter(torch.ones(config.hidden))
         self.head_ids = head_ids
+        self.weights = WEIGHTS[0]
         if own_embedding:
             self.embedding: Tensor = nn.Parameter(embedding.clone())
             self.head_rows: Tensor | None = None if head is None else nn.Parameter(head.clone())
         else:
             _keep(self, "embedding", embedding)
             _keep(self, "head_rows", _chosen(embedding if head is None else head, head_ids, dtype))
+
+    def hold_as(self, weights: str) -> None:
+        """Compute from now on with matrices as an export in ``weights`` will hold them.
+
+        One of ``rounding.WEIGHTS``. In 4 bits the head's rows, which are the target's, are rounded
+        too, once and for all.
+        """
+        self.weights = weights
+        if weights == "q4_1" and not self.own_embedding:
+            rows = _given(self.head_rows)
+            if self.config.tied_head:  # of full precision
+                rows = _chosen(_given(self.embedding), self.head_ids, torch.float32)
+            self.head_rows = rounded_tensor(rows, weights).to(self.dtype)
 
     def head(self) -> Tensor:
         """See ``Student``; differentiable where the student has a head of its own."""
@@ -164,7 +179,7 @@ class StandaloneStudent(_LlamaStudent):
         config = self.config
         tables = self.rotary.tables(batch.ids.shape[1], self.final_norm, self.dtype)
         x = F.embedding(batch.ids, self.embedding)
-        for layer in _fused(self.layers, self.dtype):
+        for layer in _fused(self.layers, self.dtype, self.weights):
             query, key, value = attention_inputs(config, layer, x, tables)
             x = layer_output(config, layer, x, causal_attention(query, key, value))
         return [rms_norm(x, self.final_norm, config.norm_eps, torch.float32)]
@@ -253,14 +268,15 @@ class AttachedStudent(_LlamaStudent):
         length = batch.ids.shape[1]
         eps = self.config.norm_eps
         tables = self.rotary.tables(length, self.final_norm, self.dtype)
-        layers = _fused(self.layers, self.dtype)
+        layers = _fused(self.layers, self.dtype, self.weights)
         # Columns of zeros behind the target's: where the own columns' scores go.
         past_keys, past_values = (
             [F.pad(side.to(self.dtype), (0, 0, 0, depth)) for side in sides]
             for sides in (batch.keys, batch.values)
         )
         bridges = {
-            j: bridge.get_parameter("weight").to(self.dtype) for j, bridge in self._bridges()
+            j: straight_through(bridge.get_parameter("weight"), self.weights).to(self.dtype)
+            for j, bridge in self._bridges()
         }
         embedded = F.embedding(batch.ids, _given(self.embedding))
         own_keys: list[list[Tensor]] = [[] for _ in layers]
@@ -301,8 +317,8 @@ class AttachedStudent(_LlamaStudent):
         return batch.hidden.float()
 
 
-def _fused(layers: nn.ModuleList, dtype: torch.dtype) -> list[FusedLayer]:
-    return [layer.fused(dtype) for layer in layers if isinstance(layer, Layer)]
+def _fused(layers: nn.ModuleList, dtype: torch.dtype, weights: str) -> list[FusedLayer]:
+    return [layer.fused(dtype, weights) for layer in layers if isinstance(layer, Layer)]
 
 
 def _shape(source: Checkpoint, layers: Sequence[int]) -> ModelConfig:

@@ -12,10 +12,10 @@ import torch
 from specdec import Generator, Model, SamplingParams
 from specdec.convert import convert
 from specdec.convert.source import open_source
-from specdec.distill import export
+from specdec.distill import export, rounding
 from specdec.distill.llama import TorchLlama
 from specdec.distill.students import AttachedStudent, StandaloneStudent
-from specdec.errors import InvalidInputError
+from specdec.errors import CheckpointError, InvalidInputError
 from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_huggingface import write_tiny_huggingface
 
@@ -37,8 +37,13 @@ def shaken(student: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", [AttachedStudent, StandaloneStudent])
+@pytest.mark.parametrize(("held_as", "error"), [("q8_0", 1 / 100), ("q4_1", 1 / 12)])
 def test_a_drafter_is_read_back(
-    target: Path, tmp_path: Path, kind: type[AttachedStudent] | type[StandaloneStudent]
+    target: Path,
+    tmp_path: Path,
+    kind: type[AttachedStudent] | type[StandaloneStudent],
+    held_as: str,
+    error: float,
 ) -> None:
     source = open_source(target, None)
     student = kind.from_source(source, LAYERS)
@@ -47,18 +52,54 @@ def test_a_drafter_is_read_back(
     layers = LAYERS if kind is AttachedStudent else None
     shape = replace(source.config, layers=len(LAYERS), target_layers=layers)
     path = tmp_path / "drafter.gguf"
-    export.write_gguf(path, shape, weights, name="small", target="target", head_ids=HEAD_IDS)
+    export.write_gguf(
+        path,
+        shape,
+        weights,
+        name="small",
+        target="target",
+        head_ids=HEAD_IDS,
+        held_as=held_as,
+    )
     read = open_source(path, target)
     assert read.is_drafter
     assert read.config == shape
     assert np.array_equal(read.head_ids, HEAD_IDS)
-    for name, values in export.q8_0(weights).items():
+    for name, values in export.as_exported(weights, held_as).items():
         if values.ndim == 2:
             assert np.array_equal(read.matrix(name).dequantise(), values), name
-            assert np.abs(values - weights[name]).max() < np.abs(weights[name]).max() / 100
+            assert np.abs(values - weights[name]).max() < np.abs(weights[name]).max() * error
         else:
             assert np.array_equal(read.vector(name), values), name
+    head = source.matrix("embedding").take_rows(HEAD_IDS).dequantise()
+    expected = rounding.rounded(head, held_as) if held_as == "q4_1" else head
+    assert np.array_equal(read.matrix("head").dequantise(), expected)
+    assert np.array_equal(
+        read.matrix("embedding").dequantise(), source.matrix("embedding").dequantise()
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["drafter.gguf"]
+
+
+def test_a_head_of_other_bits_is_refused(target: Path, tmp_path: Path) -> None:
+    source = open_source(target, None)
+    student = StandaloneStudent.from_source(source, LAYERS)
+    path = tmp_path / "drafter.gguf"
+    export.write_gguf(
+        path,
+        replace(source.config, layers=len(LAYERS)),
+        export.weights_of(student.state_dict()),
+        name="small",
+        target="target",
+        head_ids=None,
+        held_as="q4_1",
+    )
+    key = b"specdec.head_bits" + (4).to_bytes(4, "little")  # and the type of a whole number
+    data = path.read_bytes()
+    assert data.count(key) == 1
+    at = data.index(key) + len(key)
+    path.write_bytes(data[:at] + (5).to_bytes(4, "little") + data[at + 4 :])
+    with pytest.raises(CheckpointError, match=r"'specdec.head_bits' is 5, expected 4"):
+        open_source(path, target)
 
 
 def test_weights_and_back(target: Path) -> None:

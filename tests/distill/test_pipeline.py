@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from specdec import Generator, Model, SamplingParams
+from specdec.convert.gguf_reader import GgufFile
 from specdec.distill import measure
 from specdec.distill.build import read_weights
 from specdec.distill.options import Options
@@ -23,6 +24,7 @@ from specdec.distill.progress import read_log
 from specdec.errors import InvalidInputError, ModelFolderError
 from specdec.model_folder import ModelFolder
 from tests.tiny_gguf import write_tiny_gguf
+from tests.tiny_huggingface import write_tiny_huggingface
 
 QUICK = Options(
     text_tokens=6000,
@@ -93,6 +95,29 @@ def test_a_drafter_comes_out_and_drafts(made: tuple[Path, list[str]]) -> None:
     greedy = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     pair, alone = Generator(*models), Generator(models[0])
     assert pair.generate("the dog", greedy).tokens == alone.generate("the dog", greedy).tokens
+
+
+def test_a_drafter_in_4_bits(target: Path, made: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Trained through its rounding, it is exported as it was trained, and drafts."""
+    text = made[0].with_name("small.work") / "text"
+    said: list[str] = []
+    options = replace(QUICK, weights="q4_1", text=str(text), text_tokens=None)
+    output = distill(str(target), tmp_path / "four", options, say=said.append)
+    record = ModelFolder.open(output).manifest["distillation"]
+    figures = record["acceptance"]["held_out"]
+    assert set(figures) == {"float", "int4", "whole_head"}
+    assert figures["int4"]["acceptance"] != figures["float"]["acceptance"]
+    assert record["acceptance"]["runtime"]["texts_identical"]
+    assert any("held out, in 4 bits" in line for line in said)
+    file = GgufFile(tmp_path / "four.work" / "drafter.gguf")
+    kinds = {tensor.type_name for tensor in file.tensors.values() if len(tensor.shape) == 2}
+    assert kinds == {"Q4_1"}
+
+
+def test_4_bits_need_a_gguf_targets_embedding(tmp_path: Path) -> None:
+    target = write_tiny_huggingface(tmp_path / "target", layers=2)
+    with pytest.raises(InvalidInputError, match="weights 'q4_1' are for a drafter with the embed"):
+        distill(str(target), tmp_path / "out", replace(QUICK, weights="q4_1", target_layers=(0, 1)))
 
 
 def test_held_out_and_runtime_figures_agree(made: tuple[Path, list[str]]) -> None:
