@@ -25,10 +25,21 @@ class AttachedKvCache final : public KvCache {
   void follow(std::int32_t length) { length_ = length; }
 };
 
+// What an attached drafter asks of its model's decoder before each round.
+class Follower {
+ public:
+  // Begins a round: the next step is for the token at `position`. False, and nothing may be run,
+  // unless that is the target's next column and the hidden state before it is at hand.
+  virtual bool follow(std::int32_t position) = 0;
+
+ protected:
+  ~Follower() = default;
+};
+
 // A drafter's model without a past of its own. Each of its layers attends to the K/V of one of the
 // target's layers, and every step also reads the final hidden state of the position before: the
 // target's in the first step of a round, then its own. It runs one token at a time.
-class AttachedDecoder final : public Decoder {
+class AttachedDecoder final : public Decoder, public Follower {
  public:
   // target_layers[i] is the target's layer that layer i shares K/V with; `context` the positions
   // that the model itself can take. Of `options`, max_width and max_logit_rows are set to 1.
@@ -37,9 +48,7 @@ class AttachedDecoder final : public Decoder {
 
   AttachedKvCache& cache() override { return cache_; }
 
-  // Begins a round: the next step is for the token at `position`. False, and nothing may be run,
-  // unless that is the target's next column and the hidden state before it is at hand.
-  bool follow(std::int32_t position);
+  bool follow(std::int32_t position) override;
 
   // Buffers that sessions are bound to.
   AlignedBuffer<std::int64_t>& tokens() { return tokens_; }              // [1]

@@ -43,8 +43,17 @@ Decoder::Decoder(DecoderOptions options, Run run)
   known_ids_.resize(static_cast<std::size_t>(options_.max_width));
 }
 
+LogitRows StepRequest::run() const {
+  return decoder->forward(tokens, n, logit_rows, wanted, parents);
+}
+
 LogitRows Decoder::forward(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
                            Wanted wanted, const std::int32_t* parents) {
+  return step(admit(tokens, n, logit_rows, parents), n, logit_rows, wanted, parents);
+}
+
+const std::int32_t* Decoder::admit(const std::int32_t* tokens, std::int32_t n,
+                                   std::int32_t logit_rows, const std::int32_t* parents) {
   if (n < 1 || n > options_.max_width || logit_rows < 0 || logit_rows > n ||
       logit_rows > options_.max_logit_rows) {
     refuse(n, logit_rows);
@@ -56,7 +65,7 @@ LogitRows Decoder::forward(const std::int32_t* tokens, std::int32_t n, std::int3
     known_ids_[static_cast<std::size_t>(i)] = known ? tokens[i] : 0;
   }
   if (parents != nullptr) check_parents(parents, n);
-  return step(known_ids_.data(), n, logit_rows, wanted, parents);
+  return known_ids_.data();
 }
 
 void Decoder::check_parents(const std::int32_t* parents, std::int32_t n) const {

@@ -19,6 +19,21 @@ struct DecoderOptions {
   std::int32_t first_token = -1;      // the token that every text must begin with; -1: any
 };
 
+class Decoder;
+
+// A step that somebody waits for: the arguments of Decoder::forward(). What it points to stays as it
+// is until the step was run.
+struct StepRequest {
+  Decoder* decoder;
+  const std::int32_t* tokens;
+  std::int32_t n;
+  std::int32_t logit_rows;
+  Wanted wanted = Wanted::logits;
+  const std::int32_t* parents = nullptr;
+
+  LogitRows run() const;
+};
+
 // One model with one KV cache: runs steps on buffers that it owns and a session is bound to.
 class Decoder {
  public:
@@ -61,7 +76,18 @@ class Decoder {
   virtual LogitRows step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
                          Wanted wanted, const std::int32_t* parents) = 0;
 
+  // Checks the arguments of forward(); gives the tokens as ids that the model knows, until the next
+  // call.
+  const std::int32_t* admit(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
+                            const std::int32_t* parents);
+
   void run(std::int32_t width, std::int32_t head);
+
+  // A run for this decoder that somebody else saw to.
+  void count_run(double seconds) {
+    run_seconds_ += seconds;
+    ++runs_;
+  }
 
   void check_parents(const std::int32_t* parents, std::int32_t n) const;
 

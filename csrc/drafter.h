@@ -3,10 +3,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "attached_decoder.h"
+#include "chain_draw.h"
 #include "decoder.h"
 #include "draft_policy.h"
 #include "noise.h"
@@ -17,16 +19,6 @@
 
 namespace specdec {
 
-// What a drafter needs to know of the round it drafts for.
-struct DraftRequest {
-  DraftPlan plan;
-  std::int32_t nodes;   // drafts that may be checked
-  DraftPolicy& policy;  // to be asked after each step, and obeyed
-  Rule rule;
-  RoundNoise noise;
-  RaceNoise& race;
-};
-
 // Proposes tokens that may follow the sequence.
 class Drafter {
  public:
@@ -36,10 +28,17 @@ class Drafter {
   // stop early.
   virtual void start(const Sequence& sequence, const std::function<bool()>& stop) = 0;
 
-  // Appends at most request.plan.depth positions, fewer (or none) where it knows no more. Leaves
-  // the sampler as it found it.
-  virtual void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
-                       Proposal& proposal) = 0;
+  // Begins to append at most request.plan.depth positions, fewer (or none) where it knows no more.
+  // Gives the step of its model that it waits for; none: that was all. The arguments stay as they
+  // are until the last step was taken; by then the sampler is as it was.
+  virtual std::optional<StepRequest> begin(const Sequence& sequence, const DraftRequest& request,
+                                           Sampler& sampler, Proposal& proposal) {
+    propose(sequence, request, sampler, proposal);
+    return {};
+  }
+
+  // Goes on with the rows of the step that it waited for; as begin().
+  virtual std::optional<StepRequest> take(const LogitRows&) { return {}; }
 
   // Forgets every token from position `length` on.
   virtual void rollback(std::int32_t length) = 0;
@@ -48,6 +47,10 @@ class Drafter {
   virtual std::int32_t widest() const { return kMaxCandidates; }
 
   virtual double run_seconds() const { return 0; }  // spent in a model, since construction
+
+ private:
+  // begin(), for drafters that wait for no step.
+  virtual void propose(const Sequence&, const DraftRequest&, Sampler&, Proposal&) {}
 };
 
 // A small model with its own KV cache.
@@ -56,8 +59,9 @@ class ModelDrafter final : public Drafter {
   explicit ModelDrafter(std::shared_ptr<Decoder> decoder) : decoder_(std::move(decoder)) {}
 
   void start(const Sequence& sequence, const std::function<bool()>& stop) override;
-  void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
-               Proposal& proposal) override;
+  std::optional<StepRequest> begin(const Sequence& sequence, const DraftRequest& request,
+                                   Sampler& sampler, Proposal& proposal) override;
+  std::optional<StepRequest> take(const LogitRows& rows) override { return draw_.take(rows); }
   void rollback(std::int32_t length) override { decoder_->cache().truncate(length); }
   double run_seconds() const override { return decoder_->run_seconds(); }
 
@@ -66,24 +70,30 @@ class ModelDrafter final : public Drafter {
   bool takes(const Sequence& sequence) const;
 
   std::shared_ptr<Decoder> decoder_;
+  ChainDraw draw_;
 };
 
 // A model that reads its target's hidden state and K/V: it has no past to fill or to take back.
 class AttachedDrafter final : public Drafter {
  public:
-  explicit AttachedDrafter(std::shared_ptr<AttachedDecoder> decoder)
-      : decoder_(std::move(decoder)) {}
+  // Of an AttachedDecoder, or another Decoder that is a Follower.
+  template <class FollowingDecoder>
+  explicit AttachedDrafter(std::shared_ptr<FollowingDecoder> decoder)
+      : follower_(*decoder), decoder_(std::move(decoder)) {}
 
   void start(const Sequence&, const std::function<bool()>&) override {}
   // None where the hidden state before the last token is not at hand: at the first token of all,
   // or after a return to an earlier prompt. The target's step then gives the next one.
-  void propose(const Sequence& sequence, const DraftRequest& request, Sampler& sampler,
-               Proposal& proposal) override;
+  std::optional<StepRequest> begin(const Sequence& sequence, const DraftRequest& request,
+                                   Sampler& sampler, Proposal& proposal) override;
+  std::optional<StepRequest> take(const LogitRows& rows) override { return draw_.take(rows); }
   void rollback(std::int32_t) override {}
   double run_seconds() const override { return decoder_->run_seconds(); }
 
  private:
-  std::shared_ptr<AttachedDecoder> decoder_;
+  Follower& follower_;
+  std::shared_ptr<Decoder> decoder_;
+  ChainDraw draw_;
 };
 
 // Looks the last tokens up in the text so far and proposes what followed them the last time.

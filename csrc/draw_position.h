@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "drafter.h"
+#include "chain_draw.h"
 #include "logits.h"
 #include "proposal.h"
 #include "sampler.h"

@@ -121,20 +121,65 @@ void Engine::prefill() {
   totals_.model_seconds += model_seconds() - before;
 }
 
-RoundResult Engine::round() {
-  if (!running_) throw Error(ErrorCode::invalid_input, "no stream is running; start one first");
-  if (cancelled_) {
-    running_ = false;
-    return {{}, 0, Finish::cancelled};
-  }
+template <class Work>
+void Engine::or_rollback(const Work& work) {
   try {
-    propose();
-    return commit(verify());
+    work();
   } catch (...) {
     rollback();
     throw;
   }
 }
+
+RoundResult Engine::round() {
+  begin_round();
+  while (step_) {
+    double seconds = 0;
+    LogitRows rows{};
+    try {
+      Stopwatch watch(seconds);
+      rows = step_->run();
+    } catch (...) {
+      abandon_round();
+      throw;
+    }
+    take(rows, seconds);
+  }
+  return end_round();
+}
+
+void Engine::begin_round() {
+  if (!running_) throw Error(ErrorCode::invalid_input, "no stream is running; start one first");
+  result_ = RoundResult{};
+  step_.reset();
+  drafting_ = false;
+  if (cancelled_) {
+    running_ = false;
+    result_.finish = Finish::cancelled;
+    return;
+  }
+  model_seconds_before_ = model_seconds();
+  or_rollback([this] { propose(); });
+}
+
+void Engine::take(const LogitRows& rows, double seconds) {
+  or_rollback([&] {
+    if (!drafting_) {
+      result_ = commit(verify(rows, seconds));
+      step_.reset();
+      totals_.model_seconds += model_seconds() - model_seconds_before_;
+      return;
+    }
+    round_draft_seconds_ += seconds;
+    {
+      Stopwatch watch(round_draft_seconds_);
+      step_ = drafter_->take(rows);
+    }
+    if (!step_) end_drafting();
+  });
+}
+
+RoundResult Engine::end_round() { return std::move(result_); }
 
 DraftLimits Engine::limits() const {
   // A step's columns must fit into the context, and of the round's tokens, one more than there are
@@ -151,10 +196,10 @@ DraftLimits Engine::limits() const {
 void Engine::propose() {
   proposal_.clear();
   round_draft_seconds_ = 0;
-  plan_ = {0, 1, false};
+  plan_ = {0, 1, 0};
   policy_ = nullptr;
   const DraftLimits most = limits();
-  if (!drafter_ || most.depth < 1) return;
+  if (!drafter_ || most.depth < 1) return ask_target();
   const std::int32_t length = draft_length_;
   const std::int32_t width = draft_width_;
   if (length == kAuto) {
@@ -165,19 +210,24 @@ void Engine::propose() {
     policy_ = &fixed_draft_;
   }
   plan_ = policy_->begin(most);
-  if (plan_.depth < 1) return;
-  const double before = model_seconds();
+  if (plan_.depth < 1) return ask_target();
   {
     Stopwatch watch(round_draft_seconds_);
     const RoundNoise noise{options_.sampling.seed, static_cast<std::uint64_t>(sequence_.length())};
-    drafter_->propose(sequence_, {plan_, most.nodes, *policy_, options_.rule, noise, race_},
-                      sampler_, proposal_);
+    step_ = drafter_->begin(sequence_, {plan_, most.nodes, *policy_, options_.rule, noise, race_},
+                            sampler_, proposal_);
   }
-  totals_.draft_seconds += round_draft_seconds_;
-  totals_.model_seconds += model_seconds() - before;
+  drafting_ = step_.has_value();
+  if (!drafting_) end_drafting();
 }
 
-Verdict Engine::verify() {
+void Engine::end_drafting() {
+  drafting_ = false;
+  totals_.draft_seconds += round_draft_seconds_;
+  ask_target();
+}
+
+void Engine::ask_target() {
   // All that the target has not seen: the last token and the drafts (after an interrupted prefill
   // this would be more, but then no round is run).
   const std::int32_t known = target_->cache().length();
@@ -187,18 +237,16 @@ Verdict Engine::verify() {
   std::iota(step_parents_.begin(), step_parents_.end(), -1);
   proposal_.append_to(step_tokens_, step_parents_);
   const bool tree = proposal_.nodes() > proposal_.depth();
-  const double before = model_seconds();
-  double run_seconds = 0;
+  step_ = StepRequest{target_.get(),
+                      step_tokens_.data(),
+                      static_cast<std::int32_t>(step_tokens_.size()),
+                      proposal_.nodes() + 1,
+                      sampler_.wanted(),
+                      tree ? step_parents_.data() : nullptr};
+}
+
+Verdict Engine::verify(const LogitRows& logits, double run_seconds) {
   double accept_seconds = 0;
-  LogitRows logits{};
-  {
-    Stopwatch watch(run_seconds);
-    logits = target_->forward(step_tokens_.data(),
-                              static_cast<std::int32_t>(step_tokens_.size()),
-                              proposal_.nodes() + 1, sampler_.wanted(),
-                              tree ? step_parents_.data() : nullptr);
-  }
-  totals_.model_seconds += model_seconds() - before;
   Verdict verdict{};
   {
     Stopwatch watch(accept_seconds);
@@ -290,6 +338,8 @@ RoundOutcome Engine::outcome(const Verdict& verdict) const {
   result.draft_seconds = round_draft_seconds_;
   result.target_seconds = round_target_seconds_;
   result.all_compared = options_.rule == Rule::greedy || options_.rule == Rule::coupled;
+  if (rule() == Rule::block && result.drafted > 0) {
+  }
   if (result.accepted == proposal_.positions()) return result;
   const Candidates& candidates = proposal_.position(result.accepted);
   const bool sibling = verdict.sibling >= 0;
@@ -304,6 +354,7 @@ RoundOutcome Engine::outcome(const Verdict& verdict) const {
 
 void Engine::rollback() {
   running_ = false;
+  step_.reset();
   target_->cache().truncate(sequence_.length() - 1);
   if (drafter_) drafter_->rollback(sequence_.length() - 1);
 }

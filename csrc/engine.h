@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "decoder.h"
@@ -67,6 +68,20 @@ class Engine {
   // Propose, verify, commit. On an exception the caches are back at the committed prefix.
   RoundResult round();
 
+  // The same in pieces, for whoever runs the steps of several sequences together. After
+  // begin_round() there is a step() that the round waits for, the drafter's or the target's; it is
+  // run, take() is given its rows and the seconds that it cost, and then there is the next one, or
+  // none: end_round() tells what was committed. Where begin_round() or take() throws, or a step
+  // cannot be run and the round is abandoned, the caches are back at the committed prefix.
+  void begin_round();
+  const std::optional<StepRequest>& step() const { return step_; }
+  void take(const LogitRows& rows, double seconds);
+  RoundResult end_round();
+  void abandon_round() { rollback(); }
+
+  bool running() const { return running_; }
+  bool drafting() const { return drafting_; }  // whether step() is the drafter's
+
   void set_draft_length(std::int32_t k);  // 1..kMaxDraftLength or kAuto
   std::int32_t draft_length() const { return draft_length_; }
 
@@ -89,13 +104,17 @@ class Engine {
 
   DraftLimits limits() const;
   void propose();
-  Verdict verify();
+  void end_drafting();
+  void ask_target();
+  Verdict verify(const LogitRows& logits, double run_seconds);
   Rule rule() const;
   RoundResult commit(const Verdict& verdict);
   void keep_columns(const Verdict& verdict);
   void account(const Verdict& verdict, std::int32_t committed);
   RoundOutcome outcome(const Verdict& verdict) const;
   void rollback();
+  template <class Work>
+  void or_rollback(const Work& work);
   double model_seconds() const;
 
   std::shared_ptr<Decoder> target_;
@@ -110,6 +129,9 @@ class Engine {
   DraftPlan plan_{};               // of the round
   Totals totals_;
   bool running_ = false;
+  bool drafting_ = false;
+  std::optional<StepRequest> step_;  // that the round waits for
+  RoundResult result_;               // of the round
   std::vector<Distribution> rows_;  // kept between rounds for their storage
   RaceNoise race_;
   std::vector<float> scratch_;
@@ -117,6 +139,7 @@ class Engine {
   std::vector<std::int32_t> step_parents_;
   double round_draft_seconds_ = 0;
   double round_target_seconds_ = 0;
+  double model_seconds_before_ = 0;  // the round
   std::atomic<std::int32_t> draft_length_{kAuto};
   std::atomic<std::int32_t> draft_width_{kAuto};
   std::atomic<bool> cancelled_{false};

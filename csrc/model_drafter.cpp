@@ -1,33 +1,8 @@
 #include <algorithm>
 
-#include "draw_position.h"
 #include "drafter.h"
 
 namespace specdec {
-namespace {
-
-// Runs and commits tokens[n], then draws drafts for at most `depth` positions, each from the step
-// of the chain's draft before.
-void draw(Decoder& decoder, const std::int32_t* tokens, std::int32_t n, std::int32_t depth,
-          const DraftRequest& request, Sampler& sampler, Proposal& proposal) {
-  KvCache& cache = decoder.cache();
-  const Wanted wanted = request.plan.width > 1 ? Wanted::logits : sampler.wanted();
-  LogitRows rows = decoder.forward(tokens, n, 1, wanted);
-  cache.commit(n);
-  std::int32_t seen = 0;
-  for (std::int32_t i = 0; i < depth; ++i) {
-    const Branch branch = draw_position(rows.row(0), i, request, sampler, proposal);
-    if (branch.nodes < 1 || !branch.go_on || i + 1 == depth) break;
-    const std::int32_t token = proposal.chain().back();
-    sampler.see(token);
-    ++seen;
-    rows = decoder.forward(&token, 1, 1, wanted);
-    cache.commit(1);
-  }
-  sampler.unsee(seen);
-}
-
-}  // namespace
 
 bool ModelDrafter::takes(const Sequence& sequence) const {
   // Its context may be shorter than the target's, and only its own texts may have to begin with a
@@ -44,11 +19,12 @@ void ModelDrafter::start(const Sequence& sequence, const std::function<bool()>& 
   decoder_->prefill(sequence.tokens().data() + cache.length(), missing, stop);
 }
 
-void ModelDrafter::propose(const Sequence& sequence, const DraftRequest& request,
-                           Sampler& sampler, Proposal& proposal) {
+std::optional<StepRequest> ModelDrafter::begin(const Sequence& sequence,
+                                               const DraftRequest& request, Sampler& sampler,
+                                               Proposal& proposal) {
   KvCache& cache = decoder_->cache();
   const std::int32_t k = std::min(request.plan.depth, cache.capacity() - sequence.length());
-  if (k < 1 || !takes(sequence)) return;
+  if (k < 1 || !takes(sequence)) return {};
   // After rounds without drafts it may be many tokens behind; else one or two.
   const std::int32_t most = decoder_->options().max_width;
   const std::int32_t* tokens = sequence.tokens().data();
@@ -57,16 +33,17 @@ void ModelDrafter::propose(const Sequence& sequence, const DraftRequest& request
     decoder_->prefill(tokens + cache.length(), count, [] { return false; });
   }
   const std::int32_t behind = sequence.length() - cache.length();
-  draw(*decoder_, tokens + cache.length(), behind, k, request, sampler, proposal);
+  return draw_.begin(*decoder_, tokens + cache.length(), behind, k, request, sampler, proposal);
 }
 
-void AttachedDrafter::propose(const Sequence& sequence, const DraftRequest& request,
-                              Sampler& sampler, Proposal& proposal) {
+std::optional<StepRequest> AttachedDrafter::begin(const Sequence& sequence,
+                                                  const DraftRequest& request, Sampler& sampler,
+                                                  Proposal& proposal) {
   // The last token stands at `last`, and draft i is run in the column after i more.
   const std::int32_t last = sequence.length() - 1;
   const std::int32_t k = std::min(request.plan.depth, decoder_->cache().capacity() - last);
-  if (k < 1 || !decoder_->follow(last)) return;
-  draw(*decoder_, &sequence.tokens()[last], 1, k, request, sampler, proposal);
+  if (k < 1 || !follower_.follow(last)) return {};
+  return draw_.begin(*decoder_, &sequence.tokens()[last], 1, k, request, sampler, proposal);
 }
 
 }  // namespace specdec
