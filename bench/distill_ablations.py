@@ -1,4 +1,4 @@
-"""Trains a drafter in many ways at equal tokens: losses, first weights, heads, depths, kinds.
+"""Trains a drafter in many ways at equal tokens: losses, first weights, heads, layers, kinds.
 
     python -m bench.distill_ablations smollm2-135m --text TEXT --states STATES -o ablations.jsonl
 
@@ -43,6 +43,8 @@ from specdec.errors import InvalidInputError, SpecdecError
 LOSSES = ("reverse_kl", "tvd", "tvd++", "lk", "lk_mix")
 AFTER_KL = 0.6
 """The share of a run that is KL alone, in the variants whose loss comes after it."""
+LAYERS = ("0, 29", "0, 20, 29", "0, 5, 11, 17, 23, 29")
+"""Fewer and more than the base's four; those of SmolLM2-135M."""
 WHOLE = -1
 """Instead of a head's rows: all of the target's vocabulary."""
 
@@ -60,7 +62,8 @@ class Variant:
 
 def variants() -> list[Variant]:
     """The base first; it is what all others are compared with."""
-    base = Variant("kl, then lk", ("loss", "first weights", "head", "depth", "kind"))
+    groups = ("loss", "first weights", "head", "layers", "drafts unrolled", "weights", "kind")
+    base = Variant("kl, then lk", groups)
     later = [loss for loss in LOSSES if loss != "lk"]
     return [
         base,
@@ -70,9 +73,15 @@ def variants() -> list[Variant]:
         Variant("random first weights", ("first weights",), {"origin": "random"}),
         *(Variant(f"head of {rows:,}", ("head",), {"head": rows}) for rows in (4096, 16384)),
         Variant("whole head", ("head",), {"head": WHOLE}),
-        *(Variant(f"depth {depth}", ("depth",), {"depth": depth}) for depth in (1, 3)),
+        *(Variant(f"layers {layers}", ("layers",), _layers(layers)) for layers in LAYERS),
+        *(Variant(f"{depth} unrolled", (groups[4],), {"depth": depth}) for depth in (1, 3)),
+        Variant("4 bits", ("weights",), {"weights": "q4_1"}),
         Variant("standalone", ("kind",), {"kind": "standalone"}),
     ]
+
+
+def _layers(names: str) -> dict[str, Any]:
+    return {"target_layers": tuple(int(name) for name in names.split(", "))}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -48,7 +49,8 @@ def write_stream(
 ) -> tuple[str, str]:
     """Write a stream's text to standard output as it comes; returns it and its finish reason.
 
-    With ``newline``, and on a terminal, a newline follows.
+    With ``newline``, and on a terminal, a newline follows; also where standard error goes to the
+    same file or pipe, as the figures would share the text's last line.
     """
     terminal = sys.stdout.isatty()
     paint = _painter(generator) if show_drafted and terminal else str
@@ -68,9 +70,16 @@ def write_stream(
                 finish = chunk.finish_reason or finish
             stream.close()  # type: ignore[attr-defined]
     finally:
-        if text and (newline or terminal):
+        if text and (newline or terminal or _outputs_are_one()):
             print(flush=True)
     return text, finish
+
+
+def _outputs_are_one() -> bool:
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):  # closed, or no file at all
+        return False
 
 
 def tell_stats(generator: Generator, finish: str, models: str) -> None:

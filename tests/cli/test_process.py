@@ -19,8 +19,9 @@ ENDLESS = ("--max-tokens", 50_000, "--temperature", 0)
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "specdec", *map(str, arguments)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+        command, **{**streams, **options}
     )
 
 
@@ -115,6 +116,15 @@ def test_text_is_utf8_whatever_the_locale(tiny_target: Path) -> None:
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert any(ord(character) > 127 for character in output.decode("utf-8"))
+
+
+def test_figures_have_a_line_of_their_own(tiny_target: Path) -> None:
+    arguments = ("generate", "hello", "-m", tiny_target, "-n", 12, "-t", 0)
+    text, errors = start(*arguments).communicate(timeout=60)
+    both, _ = start(*arguments, stderr=subprocess.STDOUT).communicate(timeout=60)
+    assert not text.endswith(b"\n")  # into a pipe of its own goes the text and nothing else
+    assert both.startswith(text + b"\nstopped at the limit")
+    assert len(both.splitlines()) == len((text + b"\n" + errors).splitlines())
 
 
 def test_version() -> None:
