@@ -8,7 +8,7 @@
 namespace specdec::ops {
 namespace {
 
-enum Input : std::size_t { kResidual, kUpdate, kGain, kCodes, kScales };
+enum Input : std::size_t { kResidual, kUpdate, kGain, kCodes, kScales, kFirstRow };
 enum Output : std::size_t { kY, kNewResidual, kNormed };
 
 bool swiglu_of(const Node& node) {
@@ -53,17 +53,22 @@ class NormLinear final : public Kernel {
     norm.gain = call.input_data<float>(kGain);
     norm.epsilon = epsilon_;
     const std::int64_t outputs = matrix_.outputs() / (swiglu_ ? 2 : 1);
-    auto* y = call.output<float>(kY, {1, shape[1], outputs});
+    const std::int64_t first = first_row(call, shape[1]);
+    auto* y = call.output<float>(kY, {1, shape[1] - first, outputs});
     norm.sum = call.output<float>(kNewResidual, shape);
     norm.normed = call.output<float>(kNormed, shape);
     if (shape[1] == 0) return;
 
-    const Rows rows = rows_in_scratch(shape[1], matrix_.inputs() / kBlock);
+    const Rows rows = rows_in_scratch(shape[1] - first, matrix_.inputs() / kBlock);
     const Matrix matrix = matrix_.of(call);
     const std::int64_t parts = swiglu_ ? 2 : 1;
     const auto multiply = swiglu_ ? kernels_.multiply_swiglu : kernels_.multiply;
     for_tiles(
-        call, shape[1], [&](std::int64_t row) { kernels_.norm_and_round(norm, rows, row); },
+        call, shape[1],
+        [&](std::int64_t row) {
+          if (row < first) return kernels_.norm_only(norm, rows.blocks, row);
+          kernels_.norm_and_round(norm, row, rows, row - first);
+        },
         matrix.tiles / parts, matrix.tile_bytes() * parts,
         [&](std::int64_t begin, std::int64_t end) {
           multiply(matrix, rows, begin, end, outputs, y);
@@ -71,6 +76,19 @@ class NormLinear final : public Kernel {
   }
 
  private:
+  static std::int64_t first_row(const Call& call, std::int64_t rows) {
+    if (!call.has_input(kFirstRow)) return 0;
+    const Tensor input = call.input(kFirstRow);
+    if (input.shape() != Shape{1}) {
+      refuse("first_row has shape " + input.shape().text() + "; it must be [1]");
+    }
+    const std::int64_t first = *input.data<std::int64_t>();
+    if (first < 0 || first > rows) {
+      refuse("first_row is " + std::to_string(first) + "; it must be 0 to " + std::to_string(rows));
+    }
+    return first;
+  }
+
   const bool swiglu_;
   const float epsilon_;
   const PackedMatrix matrix_;
@@ -85,7 +103,8 @@ Declaration norm_linear() {
            {"update", ElementType::float32, true},
            {"gain", ElementType::float32},
            {"codes", ElementType::uint8},
-           {"scales", ElementType::uint16}},
+           {"scales", ElementType::uint16},
+           {"first_row", ElementType::int64, true}},
           {{"y", ElementType::float32},
            {"new_residual", ElementType::float32, true},
            {"normed", ElementType::float32, true}},

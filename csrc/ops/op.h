@@ -136,6 +136,8 @@ struct Declaration {
 Declaration linear();
 Declaration norm_linear();
 Declaration cached_attention();
+Declaration bridge();
+Declaration embedding();
 
 // Throws specdec::Error (invalid_input) with the message.
 [[noreturn]] void refuse(const std::string& message);

@@ -17,9 +17,7 @@ constexpr const char* kDomain = "specdec";
 
 std::vector<Declaration> declarations() {
   return {
-      linear(),
-      norm_linear(),
-      cached_attention(),
+      linear(), norm_linear(), cached_attention(), bridge(), embedding(),
   };
 }
 

@@ -64,38 +64,81 @@ inline void round(const float* x, const Rows& rows, std::int64_t row) {
   round_row(rows, row, [&](std::int64_t i) { return load_block(values + i * kBlock); });
 }
 
-inline void norm_and_round(const Norm& norm, const Rows& rows, std::int64_t row) {
-  const std::int64_t inputs = rows.blocks * kBlock;
-  const std::int64_t offset = row * inputs;
-  const auto sum_of = [&](std::int64_t i) {
-    const Block x = load_block(norm.residual + offset + i * kBlock);
-    if (norm.update == nullptr) return x;
-    const Block y = load_block(norm.update + offset + i * kBlock);
-    return Block{add(x.low, y.low), add(x.high, y.high)};
-  };
-  Floats low = all(0.0f);
-  Floats high = all(0.0f);
-  for (std::int64_t i = 0; i < rows.blocks; ++i) {
-    const Block x = sum_of(i);
-    low = fma(x.low, x.low, low);
-    high = fma(x.high, x.high, high);
-    if (norm.sum == nullptr) continue;
-    store(x.low, norm.sum + offset + i * kBlock);
-    store(x.high, norm.sum + offset + i * kBlock + 16);
-  }
-  const float mean = fold_add(add(low, high)) / static_cast<float>(inputs);
-  const Floats factor = all(1.0f / std::sqrt(mean + norm.epsilon));
-  round_row(rows, row, [&](std::int64_t i) {
-    Block x = sum_of(i);
-    const Block gain = load_block(norm.gain + i * kBlock);
-    x.low = multiply(multiply(x.low, factor), gain.low);
-    x.high = multiply(multiply(x.high, factor), gain.high);
-    if (norm.normed != nullptr) {
-      store(x.low, norm.normed + offset + i * kBlock);
-      store(x.high, norm.normed + offset + i * kBlock + 16);
+// A row of residual + update, and normalised.
+class NormedRow {
+ public:
+  // Writes norm.sum where it is wanted.
+  NormedRow(const Norm& norm, std::int64_t blocks, std::int64_t row)
+      : norm_(norm), offset_(row * blocks * kBlock) {
+    Floats low = all(0.0f);
+    Floats high = all(0.0f);
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      const Block x = sum(i);
+      low = fma(x.low, x.low, low);
+      high = fma(x.high, x.high, high);
+      if (norm.sum != nullptr) keep(x, norm.sum, i);
     }
+    const float mean = fold_add(add(low, high)) / static_cast<float>(blocks * kBlock);
+    factor_ = all(1.0f / std::sqrt(mean + norm.epsilon));
+  }
+
+  Block sum(std::int64_t i) const {
+    const Block x = load_block(norm_.residual + offset_ + i * kBlock);
+    if (norm_.update == nullptr) return x;
+    const Block y = load_block(norm_.update + offset_ + i * kBlock);
+    return {add(x.low, y.low), add(x.high, y.high)};
+  }
+
+  // Writes block i of norm.normed where it is wanted.
+  Block operator()(std::int64_t i) const {
+    Block x = sum(i);
+    x.low = multiply(x.low, factor_);
+    x.high = multiply(x.high, factor_);
+    if (norm_.gain != nullptr) {
+      const Block gain = load_block(norm_.gain + i * kBlock);
+      x.low = multiply(x.low, gain.low);
+      x.high = multiply(x.high, gain.high);
+    }
+    if (norm_.normed != nullptr) keep(x, norm_.normed, i);
     return x;
-  });
+  }
+
+  // Block i of the row in `rows`.
+  void keep(const Block& x, float* rows, std::int64_t i) const {
+    store(x.low, rows + offset_ + i * kBlock);
+    store(x.high, rows + offset_ + i * kBlock + 16);
+  }
+
+ private:
+  const Norm norm_;
+  const std::int64_t offset_;
+  Floats factor_;
+};
+
+inline void norm_and_round(const Norm& norm, std::int64_t row, const Rows& rows,
+                           std::int64_t rounded) {
+  round_row(rows, rounded, NormedRow(norm, rows.blocks, row));
+}
+
+inline void norm_only(const Norm& norm, std::int64_t blocks, std::int64_t row) {
+  const NormedRow normed(norm, blocks, row);
+  for (std::int64_t i = 0; i < blocks && norm.normed != nullptr; ++i) normed(i);
+}
+
+inline void bridge_and_round(const Bridge& bridge, const Rows& rows, std::int64_t row) {
+  const std::int64_t blocks = rows.blocks / 2;
+  const Norm stream{bridge.residual, bridge.update, nullptr, bridge.epsilon, nullptr, nullptr};
+  const Norm states{bridge.features, nullptr, nullptr, bridge.epsilon, nullptr, nullptr};
+  const NormedRow x(stream, blocks, row);
+  const NormedRow f(states, blocks, row);
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    const Block sum = x.sum(i);
+    const Block scale = load_block(bridge.scale + i * kBlock);
+    const Block bias = load_block(bridge.bias + i * kBlock);
+    x.keep({fma(scale.low, sum.low, bias.low), fma(scale.high, sum.high, bias.high)},
+           bridge.new_residual, i);
+  }
+  round_row(rows, row, [&](std::int64_t i) { return i < blocks ? x(i) : f(i - blocks); });
 }
 
 inline void tile_product(const TileProducts& products, const Matrix& matrix, std::int64_t tile,

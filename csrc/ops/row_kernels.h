@@ -56,16 +56,32 @@ struct Rows {
 struct Norm {
   const float* residual;  // [rows, inputs]
   const float* update;    // [rows, inputs], or null: zero
-  const float* gain;      // [inputs]
+  const float* gain;      // [inputs], or null: ones
   float epsilon;
   float* sum;     // [rows, inputs], or null: not wanted
   float* normed;  // [rows, inputs], or null: not wanted
 };
 
+// What leads a stream on and what is rounded for it: new_residual = scale * sum + bias, and the row
+// [sum, normalised; features, normalised] of 2 H values, with H = hidden and sum = residual + update.
+struct Bridge {
+  const float* residual;  // [rows, H]
+  const float* update;    // [rows, H], or null: zero
+  const float* features;  // [rows, H]
+  const float* scale;     // [H]
+  const float* bias;      // [H]
+  float epsilon;
+  float* new_residual;  // [rows, H]
+};
+
 struct RowKernels {
   // Row `row` of x[rows, inputs] -> rows.
   void (*round)(const float* x, const Rows& rows, std::int64_t row);
-  void (*norm_and_round)(const Norm& norm, const Rows& rows, std::int64_t row);
+  // Row `row` of the norm -> row `rounded` of rows.
+  void (*norm_and_round)(const Norm& norm, std::int64_t row, const Rows& rows,
+                         std::int64_t rounded);
+  void (*norm_only)(const Norm& norm, std::int64_t blocks, std::int64_t row);
+  void (*bridge_and_round)(const Bridge& bridge, const Rows& rows, std::int64_t row);
 
   // y[rows, outputs] in columns 16 * begin to 16 * end, as far as there are outputs.
   void (*multiply)(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,

@@ -22,7 +22,8 @@ void multiply_rows_swiglu(const Matrix& matrix, const Rows& rows, std::int64_t b
   multiply_pairs(products, matrix, rows, begin, end, outputs, y);
 }
 
-constexpr RowKernels kRowKernels = {round, norm_and_round, multiply_rows, multiply_rows_swiglu};
+constexpr RowKernels kRowKernels = {round,         norm_and_round,      norm_only, bridge_and_round,
+                                    multiply_rows, multiply_rows_swiglu};
 
 }  // namespace
 }  // namespace specdec::ops

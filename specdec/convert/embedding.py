@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from specdec.convert.blocks import eight_bits
 from specdec.convert.checkpoint import BLOCK
 from specdec.convert.graph import Graph
 from specdec.convert.matrix import Matrix
@@ -28,18 +24,7 @@ def float32_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
 
 def block8_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
     """8-bit codes, dequantised after the look-up; the codes are those of ``nbits8``."""
-    codes, scales, zero_points = encode8(matrix)
-    return _dequantised_rows(graph, name, codes=codes, scales=scales, zero_points=zero_points)
-
-
-def q8_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
-    """The same in Q8_0's blocks, which have no zero points to look up."""
-    blocks = eight_bits(matrix)
-    codes = (blocks.codes ^ np.uint8(0x80)).view(np.int8)
-    return _dequantised_rows(graph, name, codes=codes, scales=blocks.scales.astype(np.float32))
-
-
-def _dequantised_rows(graph: Graph, name: str, **tables: NDArray[Any]) -> str:
+    tables = dict(zip(("codes", "scales", "zero_points"), encode8(matrix), strict=True))
     found = [
         graph.node(
             "Gather",

@@ -1,7 +1,8 @@
-"""The network in five nodes a layer, most of them operators of the core (domain ``specdec``).
+"""The network in five nodes a layer, all of them operators of the core (domain ``specdec``).
 
 ``NormLinear`` adds what is new to the residual stream, normalises it and multiplies it, for gate
-and up with the gating behind it; ``CachedAttention`` rotates, writes K/V and attends.
+and up with the gating behind it; ``CachedAttention`` rotates, writes K/V and attends; ``Bridge`` is
+all of a bridge.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 from specdec.convert.activation import Activation
 from specdec.convert.blocks import PackedMatrix, pack_gated, pack_rows
-from specdec.convert.decoder_graph import DecoderGraph
+from specdec.convert.decoder_graph import HIDDEN, DecoderGraph
 from specdec.convert.packed_linear import DOMAIN, weights
 
 
@@ -54,6 +55,40 @@ class FusedGraph(DecoderGraph):
         down = self.checkpoint.matrix(f"{prefix}.down")
         x = Activation(gated, config.ffn)
         return residual, self.layout.down(self.graph, f"{prefix}.down", x, down)
+
+    def _bridge(self, layer: int, residual: str, update: str) -> tuple[str, str]:
+        graph, prefix = self.graph, f"layers.{layer}"
+        scale, bias = (
+            graph.initializer(name, self.checkpoint.vector(name))
+            for name in (f"{prefix}.bridge_scale", f"{prefix}.bridge_bias")
+        )
+        packed = pack_rows([self.checkpoint.matrix(f"{prefix}.bridge")])
+        name, total = f"{prefix}.bridge", f"{prefix}.bridge_residual"
+        graph.nodes(
+            "Bridge",
+            [residual, update, "features", scale, bias, *weights(graph, name, packed)],
+            [name, total],
+            domain=DOMAIN,
+            bits=packed.bits,
+            outputs=packed.outputs,
+            epsilon=self.config.norm_eps,
+        )
+        return total, name
+
+    def _head(self, residual: str, update: str) -> None:
+        packed = pack_rows([self.checkpoint.matrix("head")])
+        gain = self.graph.initializer(f"{HIDDEN}.gain", self.checkpoint.vector("final_norm"))
+        inputs = [residual, update, gain, *weights(self.graph, "logits", packed)]
+        self.graph.nodes(
+            "NormLinear",
+            [*inputs, "first_logit_row"],
+            ["logits", "", HIDDEN],
+            domain=DOMAIN,
+            bits=packed.bits,
+            outputs=packed.outputs,
+            epsilon=self.config.norm_eps,
+            activation="none",
+        )
 
     def _norm_linear(
         self,

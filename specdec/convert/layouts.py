@@ -8,17 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specdec.convert.activation import Activation, Linear
-from specdec.convert.embedding import (
-    Embedding,
-    block8_embedding,
-    float32_embedding,
-    q8_embedding,
-)
+from specdec.convert.embedding import Embedding, block8_embedding, float32_embedding
 from specdec.convert.graph import Graph
 from specdec.convert.int8 import int8_rowwise, int8_split16
 from specdec.convert.matrix import Matrix
 from specdec.convert.nbits import nbits4, nbits8
-from specdec.convert.packed_linear import packed_linear
+from specdec.convert.packed_linear import packed_embedding, packed_linear
 
 
 def float32(graph: Graph, name: str, x: Activation, matrix: Matrix) -> str:
@@ -47,7 +42,7 @@ def _uniform(linear: Linear, *, head: Linear) -> Layout:
 LAYOUTS: Mapping[str, Layout] = {
     "float32": replace(_uniform(float32, head=float32), embedding=float32_embedding),
     "fused": replace(
-        _uniform(packed_linear, head=packed_linear), embedding=q8_embedding, fused=True
+        _uniform(packed_linear, head=packed_linear), embedding=packed_embedding, fused=True
     ),
     "nbits8": _uniform(nbits8, head=nbits8),
     "nbits4": _uniform(nbits4, head=nbits8),

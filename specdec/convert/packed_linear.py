@@ -23,6 +23,15 @@ def packed_linear(graph: Graph, name: str, x: Activation, matrix: Matrix) -> str
     )
 
 
+def packed_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
+    """Looks rows up in a matrix that is packed as a head is: a tied one is in the file once."""
+    packed = pack_rows([matrix])
+    inputs = ["tokens", *weights(graph, name, packed)]
+    return graph.node(
+        "Embedding", inputs, name, domain=DOMAIN, bits=packed.bits, outputs=packed.outputs
+    )
+
+
 def weights(graph: Graph, name: str, packed: PackedMatrix) -> list[str]:
     """The inputs of an operator that hold ``packed``."""
     codes = graph.initializer(f"{name}.codes", packed.codes)

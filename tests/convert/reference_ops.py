@@ -86,7 +86,7 @@ class ReferenceGraph:
         return values["logits"][0], values["hidden"][0]
 
     def _Linear(self, node: Any, x: Array, codes: Array, scales: Array, **a: int) -> Array:
-        name = node.input[-2]
+        name = next(name for name in node.input if name.endswith(".codes"))
         if name not in self.weights:
             self.weights[name] = unpack(codes, scales, a["bits"])
         if self.rounded:
@@ -105,21 +105,40 @@ class ReferenceGraph:
         gain: Array,
         codes: Array,
         scales: Array,
+        first_row: Array | None = None,
         *,
         bits: int,
         outputs: int,
         epsilon: float,
         activation: bytes,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array, Array]:
         total = residual if update is None else residual + update
-        y = self._Linear(
-            node, _norm(total, gain, epsilon), codes, scales, bits=bits, outputs=outputs
-        )
+        normed = _norm(total, gain, epsilon)
+        rows = normed if first_row is None else normed[:, first_row[0] :]
+        y = self._Linear(node, rows, codes, scales, bits=bits, outputs=outputs)
         if activation == b"swiglu":
             both = y.reshape(*y.shape[:-1], -1, 2, TILE)
             gate, up = both[..., 0, :], both[..., 1, :]
             y = (gate / (1 + np.exp(-gate)) * up).reshape(*y.shape[:-1], -1)
-        return y, total
+        return y, total, normed
+
+    def _Bridge(
+        self,
+        node: Any,
+        residual: Array,
+        update: Array | None,
+        features: Array,
+        scale: Array,
+        bias: Array,
+        codes: Array,
+        scales: Array,
+        *,
+        epsilon: float,
+        **attributes: int,
+    ) -> tuple[Array, Array]:
+        total = residual if update is None else residual + update
+        read = np.concatenate([_norm(x, np.ones(1), epsilon) for x in (total, features)], -1)
+        return self._Linear(node, read, codes, scales, **attributes), scale * total + bias
 
     def _CachedAttention(
         self,
@@ -152,39 +171,14 @@ class ReferenceGraph:
                 mixed[row, head] = weights / weights.sum() @ values[sequence, kv, seen]
         return mixed.reshape(1, width, -1), keys, values
 
-    def _Gather(self, node: Any, table: Array, tokens: Array, axis: int) -> Array:
-        return np.take(table, tokens, axis)
-
-    def _DequantizeLinear(
-        self, node: Any, codes: Array, scales: Array, *, axis: int, block_size: int
+    def _Embedding(
+        self, node: Any, tokens: Array, codes: Array, scales: Array, *, bits: int, outputs: int
     ) -> Array:
-        assert axis == -1
-        result: Array = codes * np.repeat(scales.astype(np.float64), block_size, axis)
-        return result
-
-    def _SimplifiedLayerNormalization(
-        self, node: Any, x: Array, gain: Array, *, epsilon: float, **attributes: int
-    ) -> Array:
-        return _norm(x, gain, epsilon)
-
-    def _SkipSimplifiedLayerNormalization(
-        self, node: Any, x: Array, update: Array, gain: Array, *, epsilon: float
-    ) -> tuple[Array, None, None, Array]:
-        return _norm(x + update, gain, epsilon), None, None, x + update
-
-    def _Slice(self, node: Any, x: Array, first: Array, *rest: Array) -> Array:
-        return x[:, first[0] :]
-
-    def _Concat(self, node: Any, *parts: Array, axis: int) -> Array:
-        return np.concatenate(parts, axis)
-
-    def _Mul(self, node: Any, a: Array, b: Array) -> Array:
-        product: Array = a * b
-        return product
-
-    def _Add(self, node: Any, a: Array, b: Array) -> Array:
-        total: Array = a + b
-        return total
+        name = node.input[1]
+        if name not in self.weights:
+            self.weights[name] = unpack(codes, scales, bits)
+        found: Array = self.weights[name][:outputs][tokens]
+        return found
 
 
 def chain(past: int, width: int, sequence: int = 0) -> Array:

@@ -114,7 +114,12 @@ class Op:
         )
         node.attribute.extend(helper.make_attribute(*pair) for pair in self.attributes.items())
         fed = {name: shape for name, shape in self.inputs.items() if name and shape is not None}
-        types = {"codes": TensorProto.UINT8, "scales": TensorProto.UINT16}
+        types = {
+            "codes": TensorProto.UINT8,
+            "scales": TensorProto.UINT16,
+            "tokens": TensorProto.INT64,
+            "first_row": TensorProto.INT64,
+        }
         graph = helper.make_graph(
             [node],
             "one",
@@ -173,6 +178,29 @@ def norm_linear_op(
         outputs,
         {"bits": packed.bits, "outputs": packed.outputs, "epsilon": 1e-5, **attributes},
         {"codes": packed.codes, "scales": packed.scales, "gain": gain},
+    )
+
+
+def bridge_op(packed: Packed, scale: Floats, bias: Floats, **attributes: object) -> Op:
+    hidden = packed.codes.shape[1] * BLOCK // 2
+    rows = [1, "S", hidden]
+    fed = {"residual": rows, "update": rows, "features": rows}
+    return Op(
+        "Bridge",
+        {**fed, "scale": None, "bias": None, "codes": None, "scales": None},
+        ["y", "new_residual"],
+        {"bits": packed.bits, "outputs": packed.outputs, "epsilon": 1e-5, **attributes},
+        {"scale": scale, "bias": bias, "codes": packed.codes, "scales": packed.scales},
+    )
+
+
+def embedding_op(packed: Packed) -> Op:
+    return Op(
+        "Embedding",
+        {"tokens": [1, "S"], "codes": None, "scales": None},
+        ["y"],
+        {"bits": packed.bits, "outputs": packed.outputs},
+        {"codes": packed.codes, "scales": packed.scales},
     )
 
 

@@ -81,13 +81,25 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   for (std::int64_t i = 0; i < at.rows; ++i) kernels.round(residual.data(), rows, i);
   multiply();
   const Norm norm{residual.data(), update.data(), gain.data(), 1e-5f, sum.data(), normed.data()};
-  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_and_round(norm, rows, i);
+  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_and_round(norm, i, rows, i);
   multiply();
   keep(sum);
   keep(normed);
   const Norm less{residual.data(), nullptr, gain.data(), 1e-5f, nullptr, nullptr};
-  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_and_round(less, rows, i);
+  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_and_round(less, i, rows, i);
   multiply();
+  const Norm only{residual.data(), update.data(), nullptr, 1e-5f, sum.data(), normed.data()};
+  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_only(only, at.blocks, i);
+  keep(sum);
+  keep(normed);
+  if (at.blocks % 2 != 0) return bits;
+  // Two norms of half the inputs each.
+  std::vector<float> led(values / 2);
+  const Bridge bridge{residual.data(), update.data(),  update.data() + inputs / 2, gain.data(),
+                      gain.data(), 1e-5f, led.data()};
+  for (std::int64_t i = 0; i < at.rows; ++i) kernels.bridge_and_round(bridge, rows, i);
+  multiply();
+  keep(led);
   return bits;
 }
 
@@ -106,11 +118,13 @@ int main() {
     for (int bits : {4, 8}) {
       for (bool swiglu : {false, true}) {
         for (std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
-          const Case at{bits, 3, 37, rows, swiglu};
-          if (results(row_kernels(isa), at) == results(row_kernels(Isa::plain), at)) continue;
-          std::printf("%s differs from plain: %d bits, %d rows, swiglu %d\n", name, bits,
-                      static_cast<int>(rows), swiglu);
-          return 1;
+          for (std::int64_t blocks : {3, 4}) {
+            const Case at{bits, blocks, 37, rows, swiglu};
+            if (results(row_kernels(isa), at) == results(row_kernels(Isa::plain), at)) continue;
+            std::printf("%s differs from plain: %d bits, %d rows, %d blocks, swiglu %d\n", name,
+                        bits, static_cast<int>(rows), static_cast<int>(blocks), swiglu);
+            return 1;
+          }
         }
       }
     }

@@ -138,6 +138,23 @@ def test_operands_that_may_be_absent(outputs: list[str], update: bool) -> None:
         assert_same_bits(value, all_of_them[name])
 
 
+@pytest.mark.parametrize("isa", ["auto", "plain"])
+@pytest.mark.parametrize("first", [0, 3, 19, 20])
+def test_rows_before_the_first_are_normalised_and_not_multiplied(isa: str, first: int) -> None:
+    packed = random_matrix(5, 8, 48, WIDTH)
+    op = norm_linear_op(packed, gain_of(WIDTH), isa=isa)
+    residual, update = rows_of(6, 20, WIDTH), rows_of(7, 20, WIDTH)
+    y, new_residual, normed = run(op, residual, update)
+    from_first = replace(op, inputs={**op.inputs, "first_row": [1]}).session(2)
+    feeds = {"residual": residual[None], "update": update[None]}
+    found = from_first.run(None, {**feeds, "first_row": np.array([first])})
+    for a, b in zip(found, (y[first:], new_residual, normed), strict=True):
+        assert_same_bits(a[0], b)
+    for wrong in (-1, 21):
+        with pytest.raises(Exception, match=rf"first_row is {wrong}; it must be 0 to 20"):
+            from_first.run(None, {**feeds, "first_row": np.array([wrong])})
+
+
 def test_what_does_not_fit_is_refused_by_name() -> None:
     packed = random_matrix(5, 4, 48, WIDTH)
     gain = gain_of(WIDTH)

@@ -1,0 +1,76 @@
+#include <memory>
+#include <string>
+
+#include "linear.h"
+#include "vectors_plain.h"
+
+namespace specdec::ops {
+namespace {
+
+// Rows of a packed matrix as floats: y[0, i] = the weights of output tokens[0, i]. So a head that is
+// tied to the embedding is in memory once.
+class Embedding final : public Kernel {
+ public:
+  explicit Embedding(const Node& node) : matrix_(node, 1, 1) {}
+
+  void compute(const Call& call) const override {
+    const Tensor input = call.input(0);
+    const Shape shape = input.shape();
+    if (shape.rank() != 2 || shape[0] != 1) {
+      refuse("tokens has shape " + shape.text() + "; it must be [1, S]");
+    }
+    const auto* tokens = input.data<std::int64_t>();
+    for (std::int64_t i = 0; i < shape[1]; ++i) {
+      if (tokens[i] >= 0 && tokens[i] < matrix_.outputs()) continue;
+      refuse("token " + std::to_string(tokens[i]) + " is not below " +
+             std::to_string(matrix_.outputs()));
+    }
+    auto* y = call.output<float>(0, {1, shape[1], matrix_.inputs()});
+    const Matrix matrix = matrix_.of(call);
+    for (std::int64_t i = 0; i < shape[1]; ++i) {
+      look_up(matrix, tokens[i], y + i * matrix_.inputs());
+    }
+  }
+
+ private:
+  static void look_up(const Matrix& matrix, std::int64_t output, float* y) {
+    const std::int64_t tile = output / kTile;
+    const std::int64_t c = output % kTile;
+    const std::uint8_t* codes = matrix.codes + tile * matrix.tile_codes() + 4 * c;
+    const std::uint16_t* scales = matrix.scales + tile * matrix.tile_scales() + c;
+    for (std::int64_t block = 0; block < matrix.blocks; ++block, y += kBlock) {
+      const float scale = float_of_half(scales[0]);
+      if (matrix.bits == 8) {
+        for (std::int64_t k = 0; k < kBlock; ++k) {
+          y[k] = scale * static_cast<float>(codes[k / 4 * 64 + k % 4] - 128);
+        }
+      } else {
+        const float minimum = float_of_half(scales[kTile]);
+        for (std::int64_t k = 0; k < kBlock / 2; ++k) {
+          const int both = codes[k / 4 * 64 + k % 4];
+          y[k] = scale * static_cast<float>(both & 15) + minimum;
+          y[k + kBlock / 2] = scale * static_cast<float>(both >> 4) + minimum;
+        }
+      }
+      codes += matrix.bits == 8 ? 512 : 256;
+      scales += matrix.bits == 8 ? kTile : 2 * kTile;
+    }
+  }
+
+  const PackedMatrix matrix_;
+};
+
+}  // namespace
+
+Declaration embedding() {
+  return {"Embedding",
+          {{"tokens", ElementType::int64},
+           {"codes", ElementType::uint8},
+           {"scales", ElementType::uint16}},
+          {{"y", ElementType::float32}},
+          [](const Node& node) -> std::unique_ptr<Kernel> {
+            return std::make_unique<Embedding>(node);
+          }};
+}
+
+}  // namespace specdec::ops
