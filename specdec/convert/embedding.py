@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from specdec.convert.checkpoint import BLOCK
 from specdec.convert.graph import Graph
@@ -24,7 +26,12 @@ def float32_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
 
 def block8_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
     """8-bit codes, dequantised after the look-up; the codes are those of ``nbits8``."""
-    tables = dict(zip(("codes", "scales", "zero_points"), encode8(matrix), strict=True))
+    codes, scales, zero_points = encode8(matrix)
+    tables: dict[str, NDArray[Any]] = {
+        "codes": codes,
+        "scales": scales,
+        "zero_points": zero_points,
+    }
     found = [
         graph.node(
             "Gather",
