@@ -21,20 +21,21 @@ std::shared_ptr<InPlaceDecoder> checked(std::shared_ptr<InPlaceDecoder> target,
     throw Error(ErrorCode::invalid_input,
                 "an attached drafter needs a target whose graph gives hidden states");
   }
-  // Two layers that shared one's K/V would write over each other's columns.
-  std::vector<std::int32_t> ascending = layers;
-  std::sort(ascending.begin(), ascending.end());
-  const bool distinct =
-      std::adjacent_find(ascending.begin(), ascending.end()) == ascending.end();
-  if (ascending.empty() || !distinct || ascending.front() < 0 ||
-      ascending.back() >= target->cache().shape().layers) {
-    throw Error(ErrorCode::invalid_input,
-                "an attached drafter needs different layers of the target, one for each of its own");
-  }
+  check_target_layers(layers, target->cache().shape().layers);
   return target;
 }
 
 }  // namespace
+
+void check_target_layers(std::vector<std::int32_t> chosen, std::int32_t layers) {
+  // Two layers that shared one's K/V would write over each other's columns.
+  std::sort(chosen.begin(), chosen.end());
+  const bool distinct = std::adjacent_find(chosen.begin(), chosen.end()) == chosen.end();
+  if (chosen.empty() || !distinct || chosen.front() < 0 || chosen.back() >= layers) {
+    throw Error(ErrorCode::invalid_input,
+                "an attached drafter needs different layers of the target, one for each of its own");
+  }
+}
 
 AttachedKvCache::AttachedKvCache(const KvCache& target, std::int32_t capacity)
     : KvCache(std::min(target.capacity(), capacity)) {}

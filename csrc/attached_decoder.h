@@ -36,6 +36,9 @@ class Follower {
   ~Follower() = default;
 };
 
+// Throws Error unless these are different layers of a target's `layers`, one or more.
+void check_target_layers(std::vector<std::int32_t> chosen, std::int32_t layers);
+
 // A drafter's model without a past of its own. Each of its layers attends to the K/V of one of the
 // target's layers, and every step also reads the final hidden state of the position before: the
 // target's in the first step of a round, then its own. It runs one token at a time.

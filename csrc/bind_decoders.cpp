@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "attached_decoder.h"
+#include "bind_parts.h"
 #include "error.h"
 #include "fixed_decoder.h"
 #include "gil.h"
@@ -28,31 +29,8 @@ namespace {
 template <class T>
 using Exact = py::array_t<T, py::array::c_style>;
 
-// Keeps a Python object alive, and takes the GIL to let it go.
-template <class T>
-std::shared_ptr<T> hold(T object) {
-  const auto drop = [](T* held) {
-    py::gil_scoped_acquire gil;
-    delete held;
-  };
-  return std::shared_ptr<T>(new T(std::move(object)), drop);
-}
-
-Decoder::Run make_run(py::function function) {
-  return [held = hold(std::move(function))](std::int32_t width, std::int32_t head) {
-    py::gil_scoped_acquire gil;
-    (*held)(width, head);
-  };
-}
-
 std::shared_ptr<const std::uint16_t> shared_elements(const Exact<std::uint16_t>& array) {
   return {hold(py::object(array)), array.data()};
-}
-
-// A numpy view of memory that `owner` keeps alive.
-template <class T>
-py::array view(T* data, std::vector<py::ssize_t> shape, py::handle owner) {
-  return py::array(py::dtype::of<T>(), std::move(shape), data, owner);
 }
 
 // Of elements of 1 or 2 bytes, whatever they mean.
@@ -70,14 +48,6 @@ void check_shape(const char* name, const Exact<T>& array, const std::vector<py::
     wanted += (wanted.empty() ? "[" : ", ") + std::to_string(size);
   }
   throw Error(ErrorCode::invalid_input, name + (" must have the shape " + wanted) + "]");
-}
-
-DecoderOptions options_of(std::int32_t vocabulary, std::vector<std::int32_t> head_ids) {
-  DecoderOptions options;
-  options.vocabulary = vocabulary;
-  options.head_size = head_ids.empty() ? vocabulary : static_cast<std::int32_t>(head_ids.size());
-  options.head_ids = std::move(head_ids);
-  return options;
 }
 
 // --- models that write K/V in place ---

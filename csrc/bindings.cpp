@@ -12,7 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "batch_decoders.h"
+#include "bind_batch.h"
 #include "bind_decoders.h"
+#include "bind_parts.h"
 #include "bind_policy.h"
 #include "decoder.h"
 #include "drafter.h"
@@ -173,11 +176,7 @@ void translate_errors() {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const Error& error) {
-      const char* name = "InvalidInputError";
-      if (error.code() == ErrorCode::context_full) name = "ContextFullError";
-      if (error.code() == ErrorCode::model_run) name = "ModelRunError";
-      const py::object type = py::module_::import("specdec.errors").attr(name);
-      py::set_error(type, error.what());
+      py::set_error(error_type(error), error.what());
     }
   });
 }
@@ -243,11 +242,12 @@ PYBIND11_MODULE(_core, m) {
   py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(m, "ModelDrafter")
       .def(py::init<std::shared_ptr<Decoder>>(), py::arg("decoder").none(false));
   py::class_<AttachedDrafter, Drafter, std::shared_ptr<AttachedDrafter>>(m, "AttachedDrafter")
-      .def(py::init<std::shared_ptr<AttachedDecoder>>(), py::arg("decoder").none(false));
+      .def(py::init<std::shared_ptr<AttachedDecoder>>(), py::arg("decoder").none(false))
+      .def(py::init<std::shared_ptr<AttachedSequenceDecoder>>(), py::arg("decoder").none(false));
   py::class_<NgramDrafter, Drafter, std::shared_ptr<NgramDrafter>>(m, "NgramDrafter")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("min_match"), py::arg("max_match"));
 
-  py::class_<Engine>(m, "Engine")
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init<std::shared_ptr<Decoder>, std::shared_ptr<Drafter>>(),
            py::arg("target").none(false), py::arg("drafter"))
       .def("start", &Engine::start, py::arg("prompt"), py::arg("options"), release())
@@ -265,6 +265,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("totals", [](const Engine& self) { return self.totals(); })
       .def_property_readonly("tokens",
                              [](const Engine& self) { return self.sequence().tokens(); });
+  bind_batch(m);
   m.attr("AUTO") = kAuto;
   m.attr("MAX_DRAFT_LENGTH") = Engine::kMaxDraftLength;
   m.attr("MAX_DRAFT_WIDTH") = kMaxCandidates;

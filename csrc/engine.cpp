@@ -103,6 +103,7 @@ void Engine::start(std::vector<std::int32_t> prompt, StreamOptions options) {
   totals_.prompt_tokens = length;
   totals_.prefilled_tokens = length - 1 - target_->cache().length();
   cancelled_ = false;
+  prefilled_ = false;
   running_ = true;
 }
 
@@ -119,6 +120,32 @@ void Engine::prefill() {
     throw;
   }
   totals_.model_seconds += model_seconds() - before;
+  prefilled_ = true;
+}
+
+std::optional<StepRequest> Engine::prefill_step(std::int32_t most) {
+  const DecoderOptions& o = target_->options();
+  const std::int32_t known = target_->cache().length();
+  const std::int32_t n = std::min({sequence_.length() - 1 - known, most, o.max_width});
+  if (n < 1) return {};
+  return StepRequest{target_.get(), sequence_.tokens().data() + known, n, o.least_logit_rows};
+}
+
+void Engine::take_prefill(std::int32_t n, double seconds) {
+  target_->cache().commit(n);
+  totals_.prefill_seconds += seconds;
+  totals_.model_seconds += seconds;
+}
+
+void Engine::prefill_drafter() {
+  prefilled_ = true;
+  if (!drafter_) return;
+  Stopwatch watch(totals_.prefill_seconds);
+  const double before = model_seconds();
+  std::int32_t asked = 0;
+  or_rollback([&] { drafter_->start(sequence_, [&asked] { return ++asked > 1; }); });
+  totals_.model_seconds += model_seconds() - before;
+  prefilled_ = asked < 2;  // it asks before each step
 }
 
 template <class Work>

@@ -79,7 +79,16 @@ class Engine {
   RoundResult end_round();
   void abandon_round() { rollback(); }
 
+  // prefill() in pieces. The target's next step, of at most `most` tokens, none where it has all
+  // but the prompt's last token; it is run and its n tokens are taken. Then one step of the
+  // drafter's after the other, until prefilled() says that rounds may begin.
+  std::optional<StepRequest> prefill_step(std::int32_t most);
+  void take_prefill(std::int32_t n, double seconds);
+  void prefill_drafter();
+
   bool running() const { return running_; }
+  bool prefilled() const { return prefilled_; }
+  bool cancelled() const { return cancelled_; }
   bool drafting() const { return drafting_; }  // whether step() is the drafter's
 
   void set_draft_length(std::int32_t k);  // 1..kMaxDraftLength or kAuto
@@ -129,6 +138,7 @@ class Engine {
   DraftPlan plan_{};               // of the round
   Totals totals_;
   bool running_ = false;
+  bool prefilled_ = false;
   bool drafting_ = false;
   std::optional<StepRequest> step_;  // that the round waits for
   RoundResult result_;               // of the round

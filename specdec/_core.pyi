@@ -105,6 +105,33 @@ class AttachedDecoder(Decoder):
     ) -> None: ...
     def follow(self, position: int) -> bool: ...
 
+class SequenceDecoder(Decoder): ...
+class AttachedSequenceDecoder(Decoder): ...
+
+def new_sequence_decoders(
+    *,
+    vocabulary: int,
+    head_ids: Sequence[int],
+    layers: int,
+    kv_heads: int,
+    head_dim: int,
+    capacity: int,
+    sequences: int,
+    max_width: int,
+    max_logit_rows: int,
+    hidden: int,
+    run: Callable[[int, int], None],
+) -> list[SequenceDecoder]: ...
+def new_attached_sequence_decoders(
+    *,
+    vocabulary: int,
+    head_ids: Sequence[int],
+    targets: Sequence[SequenceDecoder],
+    target_layers: Sequence[int],
+    context: int,
+    run: Callable[[int, int], None],
+) -> list[AttachedSequenceDecoder]: ...
+
 class FixedDecoder(Decoder):
     def __init__(
         self,
@@ -137,7 +164,7 @@ class ModelDrafter(Drafter):
     def __init__(self, decoder: Decoder) -> None: ...
 
 class AttachedDrafter(Drafter):
-    def __init__(self, decoder: AttachedDecoder) -> None: ...
+    def __init__(self, decoder: AttachedDecoder | AttachedSequenceDecoder) -> None: ...
 
 class NgramDrafter(Drafter):
     def __init__(self, min_match: int, max_match: int) -> None: ...
@@ -200,6 +227,10 @@ class Engine:
     def totals(self) -> Totals: ...
     @property
     def tokens(self) -> list[int]: ...
+
+class Batch:
+    def __init__(self, engines: Sequence[Engine]) -> None: ...
+    def round(self) -> list[RoundResult | Exception | None]: ...
 
 @overload
 def verify_batch(

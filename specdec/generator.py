@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 from specdec import _core
+from specdec.batch import LARGEST, Batch, Job
 from specdec.chat import encode_chat
 from specdec.checks import check_whole, is_whole, shown
+from specdec.chunk import Chunk, ChunkWriter, Result
 from specdec.errors import (
     ContextFullError,
     GeneratorBusyError,
     InvalidInputError,
 )
 from specdec.model import Model
-from specdec.pairing import new_model_drafter
+from specdec.pairing import new_batch_drafters, new_model_drafter
 from specdec.sampling import SamplingParams
 from specdec.stats import Stats
 from specdec.text_stream import TextStream
 from specdec.verification import RULES
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+
+__all__ = ["Chunk", "Generator", "Ngram", "Prompt", "Result"]
 
 _PROMPT_FORMS = "a prompt is a str, a list of messages or a list of token ids"
 
@@ -44,40 +49,6 @@ class Ngram:
         check_whole("min_match", self.min_match, 1, 64, "1 to 64")
         at_least = f"{self.min_match} (min_match) to 64"
         check_whole("max_match", self.max_match, self.min_match, 64, at_least)
-
-
-class Chunk(str):
-    """New text of a stream."""
-
-    tokens: tuple[int, ...]
-    """The tokens that were committed since the chunk before; without the end-of-text token."""
-    drafted: int
-    """How many of them came from the drafter."""
-    finish_reason: str | None
-    """In the last chunk ``"stop"``, ``"length"`` or ``"cancelled"``; else None."""
-
-    def __new__(
-        cls,
-        text: str,
-        tokens: Sequence[int] = (),
-        drafted: int = 0,
-        finish_reason: str | None = None,
-    ) -> Chunk:
-        chunk = super().__new__(cls, text)
-        chunk.tokens = tuple(tokens)
-        chunk.drafted = drafted
-        chunk.finish_reason = finish_reason
-        return chunk
-
-
-@dataclass(frozen=True)
-class Result:
-    """A whole text."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    stats: Stats
 
 
 class Generator:
@@ -135,6 +106,7 @@ class Generator:
         self._lock = threading.Lock()
         self._cancel_requested = False
         self._stats = Stats()
+        self._batch: Batch | None = None  # kept for its caches
         self.draft_length = draft_length
         self.draft_width = draft_width
 
@@ -150,9 +122,11 @@ class Generator:
 
     @draft_length.setter
     def draft_length(self, length: int | str) -> None:
-        if length == "auto":
-            self._engine.set_draft_length(_core.AUTO)
-            return
+        self._engine.set_draft_length(self._draft_length_code(length))
+
+    def _draft_length_code(self, length: Any) -> int:
+        if isinstance(length, str) and length == "auto":
+            return _core.AUTO
         most = self._engine.longest_draft
         hint = "; for plain decoding leave the drafter out" if length == 0 else ""
         if most < _core.MAX_DRAFT_LENGTH and is_whole(length) and length > most:
@@ -161,7 +135,7 @@ class Generator:
                 "a wider width for more"
             )
         wanted = f"1 to {most}, or 'auto'{hint}"
-        self._engine.set_draft_length(check_whole("draft_length", length, 1, most, wanted))
+        return check_whole("draft_length", length, 1, most, wanted)
 
     @property
     def draft_width(self) -> int | str:
@@ -200,7 +174,10 @@ class Generator:
 
     @property
     def stats(self) -> Stats:
-        """Figures of the stream that runs, or of the last one; safe to read from any thread."""
+        """Figures of the stream that runs, or of the last one; safe to read from any thread.
+
+        Of a batch, the texts that have ended, taken together.
+        """
         return self._stats
 
     def stream(
@@ -230,6 +207,11 @@ class Generator:
             GeneratorBusyError: At the first chunk, while another stream runs.
             ModelRunError: A model failed; the caches are at the committed prefix.
         """
+        return self._run(*self._prepare(prompt, params, raw, overrides))
+
+    def _settings(
+        self, params: SamplingParams | None, overrides: Mapping[str, Any]
+    ) -> SamplingParams:
         if params is not None and not isinstance(params, SamplingParams):
             raise InvalidInputError(f"params is {shown(params)}; it must be SamplingParams or None")
         settings = (params or SamplingParams()).override(overrides)
@@ -239,6 +221,16 @@ class Generator:
                 f"acceptance 'greedy' is for temperature 0, and temperature is "
                 f"{settings.temperature:g}; use 'block', which is greedy at 0 as well"
             )
+        return settings
+
+    def _prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        raw: bool,
+        overrides: Mapping[str, Any],
+    ) -> tuple[list[int], _core.StreamOptions, TextStream]:
+        settings = self._settings(params, overrides)
         tokens = self.encode(prompt, raw=raw)
         self._check_first_token(tokens)
         if len(tokens) >= self._max_context:
@@ -261,7 +253,7 @@ class Generator:
             settings.stop_strings,
             drop_space=answers and self.target.tokenizer.leading_space,
         )
-        return self._run(tokens, options, text_stream)
+        return tokens, options, text_stream
 
     def generate(
         self,
@@ -272,18 +264,86 @@ class Generator:
         **overrides: Any,
     ) -> Result:
         """Write a whole text; arguments and errors as for ``stream``."""
-        chunks = list(self.stream(prompt, params, raw=raw, **overrides))
-        return Result(
-            text="".join(chunks),
-            tokens=tuple(token for chunk in chunks for token in chunk.tokens),
-            finish_reason=chunks[-1].finish_reason or "stop",
-            stats=self.stats,
+        return Result.from_chunks(list(self.stream(prompt, params, raw=raw, **overrides)))
+
+    def stream_many(
+        self,
+        prompts: Iterable[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        batch_size: int = 8,
+        draft_length: int | str | Sequence[int | str] | None = None,
+        raw: bool = False,
+        **overrides: Any,
+    ) -> Iterator[tuple[int, Chunk]]:
+        """Write a text for each prompt, up to ``batch_size`` of them in every step.
+
+        Gives the index of a prompt and a chunk of its text, as they come; the last chunk of a text
+        has its ``stats``. When a text ends, the next prompt takes its place. Each text is what
+        ``stream`` gives for its prompt alone, whatever else is in the batch: the same tokens at
+        temperature 0, and with acceptance ``"coupled"`` at a seed.
+
+        A prompt that is refused, or whose text fails, ends with a chunk that has the finish reason
+        ``"error"`` and the ``error``; the others go on.
+
+        Args:
+            prompts: As for ``stream``; each is taken when there is a place for it.
+            params: For all of the prompts, or a sequence with one for each.
+            batch_size: Sequences that caches are kept for, 1 to 64: each takes the memory of
+                its context as that fills.
+            draft_length: As the Generator's, for all of the prompts or for each; None takes the
+                Generator's.
+            raw, **overrides: As for ``stream``, for all of the prompts.
+
+        Raises:
+            InvalidInputError: At the call, for bad arguments, and for models that take no steps
+                of several sequences: other layouts than ``fused``, and the NPU.
+            GeneratorBusyError: At the first chunk, while another stream runs.
+        """
+        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+            raise InvalidInputError(f"prompts is {shown(prompts)}; it must be a list of prompts")
+        size = check_whole("batch_size", batch_size, 1, LARGEST, f"1 to {LARGEST}")
+        lengths = self.draft_length if draft_length is None else draft_length
+        all_params, each_params = _for_each("params", params, prompts)
+        all_lengths, each_length = _for_each("draft_length", lengths, prompts)
+        for entry in all_params:
+            self._settings(entry, overrides)
+        for length in all_lengths:
+            self._draft_length_code(length)
+        jobs = (
+            partial(self._job, prompt, entry, raw, overrides, length)
+            for prompt, entry, length in zip(prompts, each_params, each_length, strict=False)
         )
+        if self._batch is None or self._batch.size != size:
+            self._batch = None  # so that the other one can have its memory
+            context = self._max_context
+            self._batch = Batch(self.target, self._new_drafters, size=size, max_context=context)
+        return self._run_batch(self._batch, jobs)
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """Write a whole text for each prompt; arguments and errors as for ``stream_many``.
+
+        The results are in the order of the prompts. Where one has an ``error``, its text is what
+        was written until then.
+        """
+        prompts = list(prompts)
+        chunks: list[list[Chunk]] = [[] for _ in prompts]
+        for index, chunk in self.stream_many(prompts, params, **options):
+            chunks[index].append(chunk)
+        return [Result.from_chunks(parts) for parts in chunks]
 
     def cancel(self) -> None:
-        """Stop the stream that runs, within a round; from any thread."""
+        """Stop the stream or the batch that runs, within a round; from any thread."""
         self._cancel_requested = True
         self._engine.cancel()
+        batch = self._batch
+        if batch is not None:
+            batch.cancel()
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """The prompt's tokens, as ``stream`` takes it.
@@ -344,51 +404,80 @@ class Generator:
             return _core.NgramDrafter(self.draft.min_match, self.draft.max_match)
         return new_model_drafter(self.target, decoder, self.draft, max_context=self._max_context)
 
+    def _new_drafters(
+        self, decoders: Sequence[_core.SequenceDecoder]
+    ) -> Sequence[_core.Drafter | None]:
+        if isinstance(self.draft, Model):
+            context = self._max_context
+            return new_batch_drafters(self.target, decoders, self.draft, max_context=context)
+        return [self._new_drafter(decoder) for decoder in decoders]
+
     def _run(
         self, tokens: list[int], options: _core.StreamOptions, text_stream: TextStream
     ) -> Iterator[Chunk]:
-        if not self._lock.acquire(blocking=False):
-            raise GeneratorBusyError(
-                "this Generator is writing a stream already; close that one (or cancel() it), or "
-                "use a second Generator with the same Models"
-            )
+        self._acquire()
         try:
             self._cancel_requested = False
             self._engine.start(tokens, options)
             if self._cancel_requested:
                 self._engine.cancel()
             self._engine.prefill()
-            self._stats = Stats.from_totals(self._engine.totals, 0.0)
-            yield from self._rounds(text_stream)
+            writer = ChunkWriter(self._engine, text_stream)
+            self._stats = writer.stats
+            while not writer.finished:
+                chunk = writer.write(self._engine.round())
+                self._stats = writer.stats
+                if chunk is not None:
+                    yield chunk
         finally:
             self._lock.release()
 
-    def _rounds(self, text_stream: TextStream) -> Iterator[Chunk]:
-        text_seconds = 0.0
-        pending: list[int] = []  # committed, but their text is held back
-        pending_drafted = 0
-        finish = None
-        while finish is None:
-            outcome = self._engine.round()
-            start = time.perf_counter()
-            new = outcome.tokens
-            if outcome.finish == _core.Finish.stop:
-                new = new[:-1]
-            used = text_stream.tokens_used
-            text = text_stream.push(new)
-            new = new[: text_stream.tokens_used - used]
-            pending += new
-            pending_drafted += min(outcome.drafted, len(new))
-            if text_stream.stopped:
-                finish = "stop"
-            elif outcome.finish != _core.Finish.none:
-                finish = str(outcome.finish.name)
-                text += text_stream.finish()
-            text_seconds += time.perf_counter() - start
-            self._stats = Stats.from_totals(self._engine.totals, text_seconds)
-            if text or finish is not None:
-                yield Chunk(text, pending, pending_drafted, finish)
-                pending, pending_drafted = [], 0
+    def _job(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        raw: bool,
+        overrides: Mapping[str, Any],
+        draft_length: int | str,
+    ) -> Job:
+        tokens, options, text_stream = self._prepare(prompt, params, raw, overrides)
+        length = self._draft_length_code(draft_length)
+        return Job(tokens, options, text_stream, length, self._engine.draft_width)
+
+    def _run_batch(
+        self, batch: Batch, jobs: Iterator[Callable[[], Job]]
+    ) -> Iterator[tuple[int, Chunk]]:
+        self._acquire()
+        try:
+            self._cancel_requested = False
+            self._stats = Stats()
+            for index, chunk in batch.stream(jobs, lambda: self._cancel_requested):
+                if chunk.stats is not None:
+                    self._stats += chunk.stats
+                yield index, chunk
+        finally:
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise GeneratorBusyError(
+                "this Generator is writing already; close that stream (or cancel() it), or use a "
+                "second Generator with the same Models"
+            )
+
+
+def _for_each(
+    name: str, value: Any, prompts: Iterable[Prompt]
+) -> tuple[Sequence[Any], Iterable[Any]]:
+    """The values of a setting to check, and the one of each prompt."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value], repeat(value)
+    if not isinstance(prompts, Sized) or len(prompts) != len(value):
+        raise InvalidInputError(
+            f"{name} has {len(value)} entries; it must be one for all prompts, or a sequence with "
+            "one for each prompt of a list"
+        )
+    return value, value
 
 
 def _load_draft(draft: str | os.PathLike[str] | Model | Ngram | None) -> Model | Ngram | None:

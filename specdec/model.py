@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -176,6 +177,28 @@ class Model:
                 "Generator a smaller max_context"
             ) from None
 
+    def new_sequence_decoders(
+        self, *, sequences: int, capacity: int, max_logit_rows: int
+    ) -> list[_core.SequenceDecoder]:
+        """Decoders of several sequences, each with a KV cache for ``capacity`` tokens.
+
+        Raises:
+            InvalidInputError: The model takes no steps of several sequences, or there is no memory.
+        """
+        session = self._check_takes_sequences(self._session)
+        try:
+            return session.new_sequence_decoders(
+                sequences=sequences,
+                capacity=capacity,
+                max_logit_rows=max_logit_rows,
+                head_ids=self.head_ids,
+            )
+        except MemoryError:
+            raise InvalidInputError(
+                f"no memory for {self.name} with {sequences} contexts of {capacity} tokens; use a "
+                "smaller batch_size, or give the Generator a smaller max_context"
+            ) from None
+
     def new_attached_decoder(
         self, target: _core.InPlaceDecoder, *, context: int
     ) -> _core.AttachedDecoder:
@@ -192,6 +215,31 @@ class Model:
             raise InvalidInputError(f"{self.name} is no attached drafter")
         return self._session.new_attached_decoder(
             target, target_layers=layers, context=context, head_ids=self.head_ids
+        )
+
+    def new_attached_sequence_decoders(
+        self, targets: Sequence[_core.SequenceDecoder], *, context: int
+    ) -> list[_core.AttachedSequenceDecoder]:
+        """Decoders of an attached drafter, on the K/V of each of its target's decoders.
+
+        Raises:
+            InvalidInputError: This is no attached drafter, or it takes no steps of several
+                sequences.
+        """
+        layers = self.config.target_layers
+        if layers is None:
+            raise InvalidInputError(f"{self.name} is no attached drafter")
+        return self._check_takes_sequences(self._session).new_attached_sequence_decoders(
+            targets, target_layers=layers, context=context, head_ids=self.head_ids
+        )
+
+    def _check_takes_sequences(self, session: Session | FixedSession) -> Session:
+        if isinstance(session, Session) and session.takes_rows:
+            return session
+        raise InvalidInputError(
+            f"{self.name} runs one text at a time: a step for several takes a model for the CPU in "
+            f"the layout 'fused', and this one has {self.folder.layout!r}; convert it with "
+            "--layout fused, or use generate()"
         )
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from specdec import _core
@@ -27,11 +28,37 @@ def new_model_drafter(
     _check_vocabulary(target, draft)
     context = min(max_context, draft.config.context)
     if draft.is_attached:
-        states = _check_attachment(target, decoder, draft)
-        return _core.AttachedDrafter(draft.new_attached_decoder(states, context=context))
+        _check_attachment(target, draft)
+        assert isinstance(decoder, _core.InPlaceDecoder)
+        return _core.AttachedDrafter(draft.new_attached_decoder(decoder, context=context))
     return _core.ModelDrafter(
         draft.new_decoder(capacity=context, max_logit_rows=2, as_target=False)
     )
+
+
+def new_batch_drafters(
+    target: Model,
+    decoders: Sequence[_core.SequenceDecoder],
+    draft: Model,
+    *,
+    max_context: int,
+) -> list[_core.Drafter]:
+    """A drafter for each of the target's ``decoders``; one step may run several of them.
+
+    Raises:
+        InvalidInputError: ``draft`` takes no steps of several sequences; or as
+            ``new_model_drafter``, with its other errors.
+    """
+    _check_vocabulary(target, draft)
+    context = min(max_context, draft.config.context)
+    if draft.is_attached:
+        _check_attachment(target, draft)
+        attached = draft.new_attached_sequence_decoders(decoders, context=context)
+        return [_core.AttachedDrafter(decoder) for decoder in attached]
+    standalone = draft.new_sequence_decoders(
+        sequences=len(decoders), capacity=context, max_logit_rows=2
+    )
+    return [_core.ModelDrafter(decoder) for decoder in standalone]
 
 
 def _check_vocabulary(target: Model, draft: Model) -> None:
@@ -56,9 +83,8 @@ def _check_vocabulary(target: Model, draft: Model) -> None:
         )
 
 
-def _check_attachment(target: Model, decoder: _core.Decoder, draft: Model) -> _core.InPlaceDecoder:
-    """The target's decoder, whose states the drafter can read."""
-    if not isinstance(decoder, _core.InPlaceDecoder):
+def _check_attachment(target: Model, draft: Model) -> None:
+    if target.plan is not None:
         raise InvalidInputError(
             f"{draft.name} is an attached drafter, which reads the states of a target that was "
             f"made for the CPU, and {target.name} has graphs of fixed shape; use a standalone "
@@ -75,4 +101,3 @@ def _check_attachment(target: Model, decoder: _core.Decoder, draft: Model) -> _c
             f"{target.folder.path}: was made by an older version of specdec, without the hidden "
             f"states that the drafter {draft.name} reads; pull or convert it again"
         )
-    return decoder

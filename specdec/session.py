@@ -151,6 +151,66 @@ class Session:
         runner.attach(decoder)
         return decoder
 
+    def new_sequence_decoders(
+        self,
+        *,
+        sequences: int,
+        capacity: int,
+        max_logit_rows: int,
+        head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None,
+    ) -> list[_core.SequenceDecoder]:
+        """Decoders that one step may run together, each with a KV cache of its own.
+
+        For graphs that take rows.
+
+        Args:
+            sequences: How many.
+            capacity: Tokens that each KV cache has room for.
+            max_logit_rows: Most rows of logits that a step gives of one of them.
+            head_ids: As for ``new_decoder``.
+        """
+        config = self._config
+        runner = _Runner(self._session, config, self._inputs)
+        decoders = _core.new_sequence_decoders(
+            vocabulary=config.vocab,
+            head_ids=[] if head_ids is None else head_ids.tolist(),
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            capacity=capacity,
+            sequences=sequences,
+            max_width=max(PREFILL_WIDTH, max_logit_rows),
+            max_logit_rows=max_logit_rows,
+            hidden=config.hidden if self.gives_hidden else 0,
+            run=runner,
+        )
+        runner.attach(decoders[0])
+        return decoders
+
+    def new_attached_sequence_decoders(
+        self,
+        targets: Sequence[_core.SequenceDecoder],
+        *,
+        target_layers: Sequence[int],
+        context: int,
+        head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None,
+    ) -> list[_core.AttachedSequenceDecoder]:
+        """A decoder on the K/V of each of ``targets``; one step may run them together.
+
+        Arguments as for ``new_attached_decoder``.
+        """
+        runner = _Runner(self._session, self._config, self._inputs)
+        decoders = _core.new_attached_sequence_decoders(
+            vocabulary=self._config.vocab,
+            head_ids=[] if head_ids is None else head_ids.tolist(),
+            targets=targets,
+            target_layers=target_layers,
+            context=context,
+            run=runner,
+        )
+        runner.attach(decoders[0])
+        return decoders
+
 
 class _Runner:
     """Runs the session on a decoder's buffers, with one set of bindings for each step shape.
