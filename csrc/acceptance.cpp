@@ -12,6 +12,7 @@ constexpr double kSiblingGuess = 0.1;
 constexpr double kGuessWeight = 2;    // observations that a guess counts for
 constexpr double kBinWeight = 4;      // that a bin's prior counts for
 constexpr double kDepthWeight = 12;    // that a depth or a bin before counts as any other for
+constexpr double kBlockWeight = 2;     // accepted drafts that the depth before counts for
 
 // Upper edges of the bins of probability; the last bin goes on to 1.
 constexpr float kEdges[] = {0.06f, 0.13f, 0.22f, 0.33f, 0.45f, 0.58f, 0.72f, 0.85f, 0.95f};
@@ -23,7 +24,9 @@ double chance(double x) { return std::clamp(x, 0.005, 0.995); }
 AcceptanceModel::AcceptanceModel(std::int32_t max_depth)
     : depth_(static_cast<std::size_t>(max_depth)),
       next_(static_cast<std::size_t>(max_depth)),
-      mean_next_(static_cast<std::size_t>(max_depth)) {
+      mean_next_(static_cast<std::size_t>(max_depth)),
+      block_(static_cast<std::size_t>(max_depth)),
+      mean_block_(static_cast<std::size_t>(max_depth), 1.0) {
   refresh();
 }
 
@@ -76,6 +79,11 @@ void AcceptanceModel::refresh() {
   for (std::size_t i = 0; i < next_.size(); ++i) {
     mean_next_[i] = mean = next_[i].ratio(mean, i == 0 ? kGuessWeight : kBinWeight);
   }
+  // A single draft is the same either way.
+  double more = 1;
+  for (std::size_t i = 1; i < block_.size(); ++i) {
+    mean_block_[i] = more = std::max(block_[i].ratio(more, kBlockWeight), 1.0);
+  }
 }
 
 double AcceptanceModel::next(std::int32_t depth, float before) const {
@@ -84,12 +92,13 @@ double AcceptanceModel::next(std::int32_t depth, float before) const {
   return chance(mean * next_after_[bin(before)].ratio(1, kDepthWeight));
 }
 
-void AcceptanceModel::add_chain(std::int32_t depth, float confidence, bool accepted) {
-  const double hit = accepted ? 1 : 0;
+void AcceptanceModel::add_chain(std::int32_t depth, float confidence, double accepted,
+                                double weight) {
+  const double hit = weight * accepted;
   Count& binned = chain_[bin(confidence)];
-  depth_[depth].add(hit, chance(binned.ratio(prior(confidence), kBinWeight)));
-  drafter_.add(hit, confidence >= 0 ? confidence : kGuess);
-  binned.add(hit, 1);
+  depth_[depth].add(hit, weight * chance(binned.ratio(prior(confidence), kBinWeight)));
+  drafter_.add(hit, weight * (confidence >= 0 ? confidence : kGuess));
+  binned.add(hit, weight);
 }
 
 void AcceptanceModel::add_sibling(float confidence, bool chosen) {
@@ -98,10 +107,14 @@ void AcceptanceModel::add_sibling(float confidence, bool chosen) {
   sibling_[bin(confidence)].add(hit, 1);
 }
 
-void AcceptanceModel::add_next(std::int32_t depth, float before, bool accepted) {
-  const double hit = accepted ? 1 : 0;
-  if (depth > 0) next_after_[bin(before)].add(hit, mean_next_[depth]);
-  next_[depth].add(hit, 1);  // and mean_next_ at the end of the round
+void AcceptanceModel::add_next(std::int32_t depth, float before, double accepted, double weight) {
+  const double hit = weight * accepted;
+  if (depth > 0) next_after_[bin(before)].add(hit, weight * mean_next_[depth]);
+  next_[depth].add(hit, weight);  // and mean_next_ at the end of the round
+}
+
+void AcceptanceModel::add_block(std::int32_t depth, double in_block, double by_itself) {
+  block_[depth].add(in_block, by_itself);
 }
 
 void AcceptanceModel::end_round(std::int32_t depth) {
@@ -120,6 +133,7 @@ void AcceptanceModel::fade(double observations) {
   for (Count& count : next_) count.fade(observations);
   for (Count& count : next_after_) count.fade(observations);
   for (Count& count : depth_) count.fade(observations);
+  for (Count& count : block_) count.fade(observations);
   drafter_.fade(observations);
   other_.fade(observations);
   refresh();

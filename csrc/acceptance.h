@@ -24,9 +24,17 @@ class AcceptanceModel {
   // Of the chain's candidate at this depth before it is known, behind one of that confidence.
   double next(std::int32_t depth, float before) const;
 
-  void add_chain(std::int32_t depth, float confidence, bool accepted);
+  // What the chain's draft at this depth brings where the chain is verified as a block, over what it
+  // brings where drafts are checked one by one, which all the others are about.
+  double block(std::int32_t depth) const { return mean_block_[depth]; }
+
+  // `accepted`: 1 or 0, or the chance of it where that is known of the very draft. It counts for
+  // `weight` observations, the chance that those before it are accepted.
+  void add_chain(std::int32_t depth, float confidence, double accepted, double weight = 1);
   void add_sibling(float confidence, bool chosen);
-  void add_next(std::int32_t depth, float before, bool accepted);
+  void add_next(std::int32_t depth, float before, double accepted, double weight = 1);
+  // What the chain's draft at this depth was expected to bring in a block, and by itself.
+  void add_block(std::int32_t depth, double in_block, double by_itself);
 
   // A round drafted to this depth. What was seen of greater ones fades, back to what the lesser
   // ones suggest: else a bad start there would never be found out.
@@ -42,7 +50,7 @@ class AcceptanceModel {
   struct Count {
     double happened = 0;
     double expected = 0;  // or the number of observations
-    void add(double what, double instead_of);
+    void add(double what, double instead_of);  // weighted alike
     void fade(double most);
     void age(double keep);
     // happened over expected, with `weight` of both at `prior` added.
@@ -61,6 +69,8 @@ class AcceptanceModel {
   std::vector<Count> next_;                  // [depth]
   std::vector<double> mean_next_;            // [depth], what is made of next_
   std::array<Count, kBins + 1> next_after_;  // [bin of the draft before], over mean_next_
+  std::vector<Count> block_;                 // [depth]: in a block, over by itself
+  std::vector<double> mean_block_;           // [depth], what is made of block_
 };
 
 }  // namespace specdec

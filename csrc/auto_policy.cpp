@@ -12,7 +12,7 @@ constexpr double kStreamWeight = 16;   // observations of other prompts count fo
 constexpr double kFirstPurse = 4;      // tokens
 constexpr double kMostPurse = 10;
 constexpr double kRefill = 0.008;      // tokens for each plain step's time
-constexpr double kFirstProbes = 2;
+constexpr double kFirstProbes = 0.5;
 constexpr double kMostProbes = 2;
 constexpr double kStreamProbes = 0.5;  // what a new prompt is worth a look
 constexpr double kSiblingRate = 0.05;
@@ -20,7 +20,8 @@ constexpr double kHopeless = 0.01;     // chance of a depth to be reached that i
 constexpr std::int32_t kFewRuns = 2;   // of a width, after which its cost counts as known
 
 constexpr std::int32_t kFirstRounds = 3;   // whose drafts are short: their cost is not known
-constexpr std::int32_t kFirstLength = 2;
+constexpr std::int32_t kFirstMost = 4;
+constexpr double kFirstReach = 0.25;       // chance of a draft to be accepted that is tried then
 constexpr double kPlainEvery = 48;     // rounds without a plain one after which its cost is stale
 constexpr double kPlainGain = 400;     // and rounds more for each token that drafting gains
 
@@ -48,12 +49,17 @@ double AutoPolicy::rate() const {
   double reached = 1;
   for (std::int32_t k = 1; k <= limits_.depth; ++k) {
     reached *= acceptance_.next(k - 1, AcceptanceModel::kUnsure);
-    tokens += reached;
+    tokens += worth(k - 1, reached);
     const double seconds = costs_.target(1 + k) + k * costs_.draft();
     best = std::max(best, tokens * plain / seconds);
   }
   const double blend = (tokens_ + best * kRateWeight) / (steps_ + kRateWeight);
   return std::max(blend, 1.0) / plain;
+}
+
+// Tokens that a draft brings whose chance to be reached and accepted, draft by draft, is `reached`.
+double AutoPolicy::worth(std::int32_t depth, double reached) const {
+  return block_ ? reached * acceptance_.block(depth) : reached;
 }
 
 double AutoPolicy::rows_cost(std::int32_t rows, std::int32_t more) const {
@@ -89,7 +95,7 @@ AutoPolicy::Outlook AutoPolicy::outlook(std::int32_t depth, double reached, floa
     }
     if (rows - 1 > limits_.nodes) break;
     reached *= acceptance_.next(i, i == depth ? before : AcceptanceModel::kUnsure);
-    gain += reached;
+    gain += worth(i, reached);
     cost += rows_cost(first, rows - first);
     if (i == depth || gain - cost > best.gain) best = {gain - cost, i + 1 - depth};
   }
@@ -108,12 +114,25 @@ DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
   rows_ = 1;
   reached_ = 1;
   probing_ = false;
-  rate_ = rate();
   const std::int32_t width = fixed_width_ == kAuto ? kWidest : fixed_width_;
   plan_.width = std::clamp(width, 1, std::max(limits.width, 1));
-  plan_.probabilities = true;
+  plan_.probabilities = plan_.width;
+  block_ = limits.blocks && (plan_.width == 1 || fixed_width_ == kAuto);
+  rate_ = rate();
+  if (block_ && plan_.width > 1) choose_width();
   plan_.depth = choose_depth();
   return plan_;
+}
+
+// Siblings, or a chain that is verified as a block.
+void AutoPolicy::choose_width() {
+  plan_.depth = limits_.depth;
+  const Outlook chain = outlook(0, 1, AcceptanceModel::kUnsure, 1, 1, false);
+  block_ = false;
+  const Outlook tree = outlook(0, 1, AcceptanceModel::kUnsure, 1, plan_.width, true);
+  if (tree.gain > chain.gain) return;
+  block_ = true;
+  plan_.width = 1;
 }
 
 std::int32_t AutoPolicy::choose_depth() {
@@ -124,7 +143,12 @@ std::int32_t AutoPolicy::choose_depth() {
     // What a plain step costs is one half of every comparison; what a draft does is the other.
     if (since_plain_ > kFirstRounds) return 0;
     probing_ = true;
-    return std::min(kFirstLength, most);
+    std::int32_t k = 0;
+    for (double reached = 1; k < std::min(kFirstMost, most); ++k) {
+      reached *= acceptance_.next(k, AcceptanceModel::kUnsure);
+      if (reached < kFirstReach) break;
+    }
+    return k;
   }
   plan_.depth = most;
   const double gain = outlook(0, 1, AcceptanceModel::kUnsure, 1).gain;
@@ -135,8 +159,9 @@ std::int32_t AutoPolicy::choose_depth() {
 
 Branch AutoPolicy::branch(std::int32_t depth, const float* probabilities, std::int32_t n) {
   Position position{};
-  position.candidates = std::clamp(n, 1, std::min(plan_.width, kWidest));
-  for (std::int32_t i = 0; i < position.candidates; ++i) {
+  const std::int32_t known = std::clamp(n, 1, kWidest);
+  position.candidates = std::min(known, plan_.width);
+  for (std::int32_t i = 0; i < known; ++i) {
     position.confidences[i] =
         probabilities == nullptr ? AcceptanceModel::kUnsure : probabilities[i];
     double& mean = mean_sibling_[i];
@@ -150,7 +175,8 @@ Branch AutoPolicy::branch(std::int32_t depth, const float* probabilities, std::i
   Branch result{1, depth + 1 < plan_.depth && room > 1};
   const Outlook next =
       result.go_on ? outlook(depth + 1, reached_, confidence, rows_ + 1) : Outlook{};
-  if (!probing_ && reached_ - rows_cost(rows_, 1) + std::max(next.gain, 0.0) <= 0) {
+  const double gain = worth(depth, reached_) - rows_cost(rows_, 1) + std::max(next.gain, 0.0);
+  if (!probing_ && gain <= 0) {
     result = {0, false};
   } else if (result.go_on && next.gain <= 0) {
     // Shapes that were never measured are tried now and then.
@@ -192,7 +218,12 @@ void AutoPolicy::observe(const RoundOutcome& outcome) {
     if (steps > 0) costs_.add_draft(outcome.draft_seconds / steps);
   }
   first_ = false;
-  learn(outcome);
+  if (outcome.by_token != nullptr) {
+    learn_block(outcome);
+  } else {
+    learn(outcome);
+  }
+  acceptance_.end_round(steps);
   const bool sibling = outcome.accepted < outcome.drafted && outcome.chosen > 0 &&
                        outcome.chosen < positions_[outcome.accepted].nodes;
   const double tokens = 1 + outcome.accepted + (sibling ? 1 : 0);
@@ -208,16 +239,41 @@ void AutoPolicy::learn(const RoundOutcome& outcome) {
     const Position& position = positions_[i];
     const float confidence = position.confidences[0];
     const bool accepted = i < outcome.accepted;
-    acceptance_.add_next(i, before, accepted);
+    acceptance_.add_next(i, before, accepted ? 1 : 0);
     const bool all = outcome.all_compared && (accepted || outcome.chosen != RoundOutcome::kUnknown);
     const std::int32_t compared = all ? position.candidates : position.nodes;
-    if (compared > 0) acceptance_.add_chain(i, confidence, accepted || outcome.chosen == 0);
+    if (compared > 0) {
+      acceptance_.add_chain(i, confidence, accepted || outcome.chosen == 0 ? 1 : 0);
+    }
     for (std::int32_t j = 1; j < compared; ++j) {
       acceptance_.add_sibling(position.confidences[j], !accepted && outcome.chosen == j);
     }
     before = confidence;
   }
-  acceptance_.end_round(steps);
+}
+
+// What a block accepts of its drafts hangs on those behind them: the chances that they had one by
+// one are the same quantity as after rounds with siblings, and tell more than what came of them.
+void AutoPolicy::learn_block(const RoundOutcome& outcome) {
+  const auto steps = static_cast<std::int32_t>(positions_.size());
+  float before = AcceptanceModel::kUnsure;
+  double reached = 1;
+  double so_far = 0;
+  double block_so_far = 0;
+  for (std::int32_t i = 0; i < steps && reached > kHopeless; ++i) {
+    const float confidence = positions_[i].confidences[0];
+    const bool checked = i < outcome.drafted;
+    const double next = checked ? outcome.by_token[i] - so_far : 0;
+    const double accepted = std::clamp(next / reached, 0.0, 1.0);
+    acceptance_.add_next(i, before, accepted, reached);
+    if (!checked) break;
+    acceptance_.add_chain(i, confidence, accepted, reached);
+    acceptance_.add_block(i, outcome.by_block[i] - block_so_far, next);
+    so_far = outcome.by_token[i];
+    block_so_far = outcome.by_block[i];
+    reached = next;
+    before = confidence;
+  }
 }
 
 void AutoPolicy::account(double tokens, double plain_steps) {

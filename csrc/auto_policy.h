@@ -28,6 +28,10 @@ struct RoundOutcome {
   bool all_compared = false;
   double draft_seconds = 0;
   double target_seconds = 0;  // all that grows with the rows: the step, and acceptance
+  // [drafted] of a chain that was verified as a block: how many of its first i + 1 drafts were to be
+  // expected to be accepted one by one, and as a block that ends there. Else null.
+  const double* by_token = nullptr;
+  const double* by_block = nullptr;
 };
 
 // The cost model behind "auto": shapes each round so that committed tokens per second are as many
@@ -41,6 +45,11 @@ struct RoundOutcome {
 // Costs: StepCosts. Probabilities: AcceptanceModel. Leviathan et al. 2211.17192, section 3.5 is
 // the case of a constant acceptance; stopping by the drafter's confidence: Huang et al.,
 // 2405.19715 (SpecDec++).
+//
+// Where chains are verified as blocks a round has siblings or that: whichever is expected to bring
+// more. Both the sampled rules' text follows the target whatever the choice, as it is made before
+// the round's first draft is drawn and from earlier rounds alone: given those, the round is one of
+// a rule that is lossless by itself.
 //
 // Where no draft is worth its time rounds are plain. Looking whether that has changed, and trying
 // shapes that were never measured, is paid out of a purse that fills by a fixed share of the time.
@@ -85,14 +94,16 @@ class AutoPolicy final : public DraftPolicy {
 
   double rate() const;
   double rows_cost(std::int32_t rows, std::int32_t more) const;
-  Outlook outlook(std::int32_t depth, double reached, float before,
-                  std::int32_t rows) const;
+  Outlook outlook(std::int32_t depth, double reached, float before, std::int32_t rows) const;
   Outlook outlook(std::int32_t depth, double reached, float before, std::int32_t rows,
                   std::int32_t width, bool choosing) const;
   std::int32_t choose_depth();
   bool probes(double gain);
   std::int32_t siblings(const Position& position, double before, std::int32_t behind) const;
   void learn(const RoundOutcome& outcome);
+  void learn_block(const RoundOutcome& outcome);
+  void choose_width();
+  double worth(std::int32_t depth, double reached) const;
   void account(double tokens, double plain_steps);
 
   StepCosts costs_;
@@ -104,6 +115,7 @@ class AutoPolicy final : public DraftPolicy {
   // The round.
   DraftLimits limits_{};
   DraftPlan plan_{};
+  bool block_ = false;  // its chain is verified as one
   double rate_ = 0;
   bool probing_ = false;     // drafted, or drafted on, although that is expected to lose
   std::int32_t rows_ = 1;

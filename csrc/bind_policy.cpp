@@ -36,23 +36,27 @@ void bind_policy(py::module_& m) {
       .def("set_width", &AutoPolicy::set_width, py::arg("width"))
       .def(
           "begin",
-          [](AutoPolicy& self, std::int32_t depth, std::int32_t nodes, std::int32_t width) {
-            const DraftPlan plan = self.begin({depth, nodes, width});
+          [](AutoPolicy& self, std::int32_t depth, std::int32_t nodes, std::int32_t width,
+             bool blocks) {
+            const DraftPlan plan = self.begin({depth, nodes, width, blocks});
             return py::make_tuple(plan.depth, plan.width, plan.probabilities);
           },
-          py::arg("depth"), py::arg("nodes"), py::arg("width"))
+          py::arg("depth"), py::arg("nodes"), py::arg("width"), py::arg("blocks") = false)
       .def("branch", &branch, py::arg("depth"), py::arg("probabilities"), py::arg("n") = 1)
       .def(
           "observe",
           [](AutoPolicy& self, std::int32_t drafted, std::int32_t rows, std::int32_t accepted,
-             std::int32_t chosen, bool all_compared, double draft_seconds,
-             double target_seconds) {
+             std::int32_t chosen, bool all_compared, double draft_seconds, double target_seconds,
+             const std::vector<double>& by_token, const std::vector<double>& by_block) {
+            const bool block = !by_token.empty();
             self.observe({drafted, rows, accepted, chosen, all_compared, draft_seconds,
-                          target_seconds});
+                          target_seconds, block ? by_token.data() : nullptr,
+                          block ? by_block.data() : nullptr});
           },
           py::kw_only(), py::arg("drafted"), py::arg("rows"), py::arg("accepted"),
           py::arg("chosen"), py::arg("all_compared"), py::arg("draft_seconds"),
-          py::arg("target_seconds"))
+          py::arg("target_seconds"), py::arg("by_token") = std::vector<double>{},
+          py::arg("by_block") = std::vector<double>{})
       .def("seconds", &AutoPolicy::seconds, py::arg("rows"))
       .def_property_readonly("expected_rate", &AutoPolicy::expected_rate)
       .def_property_readonly("plain_rate", &AutoPolicy::plain_rate);

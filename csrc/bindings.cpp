@@ -115,6 +115,7 @@ py::tuple verify_batch(const std::string& rule_name, const Array<float>& p, cons
     const ReleasedGil released;
     RaceNoise race;
     std::vector<float> scratch;
+    Odds odds;
     for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
       ArrayRows target(p_data + i * rows * vocabulary, rows, vocabulary, k + 1);
       const ArrayRows draft(q_data + i * k * vocabulary, k, vocabulary);
@@ -124,7 +125,7 @@ py::tuple verify_batch(const std::string& rule_name, const Array<float>& p, cons
         drafts.first_sibling = first_sibling.data();
       }
       const Verdict verdict =
-          verify(rule, target, drafts, {seed_data[i], position}, race, scratch);
+          verify(rule, target, drafts, {seed_data[i], position}, race, scratch, odds);
       accepted_data[i] = verdict.accepted;
       next_data[i] = verdict.next;
       taken_data[i] = verdict.sibling;
@@ -132,6 +133,33 @@ py::tuple verify_batch(const std::string& rule_name, const Array<float>& p, cons
   }
   if (leaves == 0) return py::make_tuple(accepted, next);
   return py::make_tuple(accepted, next, taken);
+}
+
+// What Rule::block expects of each round's drafts, one by one and as a block: each [n, k].
+py::tuple block_odds(const Array<float>& p, const Array<float>& q,
+                     const Array<std::int32_t>& tokens) {
+  if (p.ndim() != 3 || q.ndim() != 3 || tokens.ndim() != 2 || p.shape(1) != q.shape(1) + 1 ||
+      p.shape(2) != q.shape(2) || tokens.shape(1) != q.shape(1) || q.shape(0) != p.shape(0) ||
+      tokens.shape(0) != p.shape(0)) {
+    throw Error(ErrorCode::invalid_input,
+                "shapes must be target_probs [n, k+1, V], draft_probs [n, k, V] and draft_tokens "
+                "[n, k]");
+  }
+  const auto n = static_cast<std::size_t>(p.shape(0));
+  const auto k = static_cast<std::int32_t>(q.shape(1));
+  const auto vocabulary = static_cast<std::int32_t>(p.shape(2));
+  py::array_t<double> by_token({p.shape(0), q.shape(1)});
+  py::array_t<double> by_block({p.shape(0), q.shape(1)});
+  std::vector<float> scratch;
+  Odds odds;
+  for (std::size_t i = 0; i < n; ++i) {
+    ArrayRows target(p.data() + i * (k + 1) * vocabulary, k + 1, vocabulary);
+    const ArrayRows draft(q.data() + i * k * vocabulary, k, vocabulary);
+    verify_block(target, {tokens.data() + i * k, draft.all(), k}, {0, i}, scratch, odds);
+    std::copy(odds.token.begin(), odds.token.end(), by_token.mutable_data() + i * k);
+    std::copy(odds.block.begin(), odds.block.end(), by_block.mutable_data() + i * k);
+  }
+  return py::make_tuple(by_token, by_block);
 }
 
 // Tokens [n] that win the race over probs[n, V] with seeds[n] at the given position.
@@ -270,6 +298,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("MAX_DRAFT_LENGTH") = Engine::kMaxDraftLength;
   m.attr("MAX_DRAFT_WIDTH") = kMaxCandidates;
 
+  m.def("block_odds", &block_odds, py::arg("target_probs"), py::arg("draft_probs"),
+        py::arg("draft_tokens"));
   m.def("verify_batch", &verify_batch, py::arg("rule"), py::arg("target_probs"),
         py::arg("draft_probs"), py::arg("draft_tokens"), py::arg("seeds"), py::arg("position"),
         py::arg("siblings") = py::none(), py::arg("sibling_of") = std::vector<std::int32_t>());

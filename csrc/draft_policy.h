@@ -10,13 +10,18 @@ struct DraftLimits {
   std::int32_t depth;  // drafts that follow each other
   std::int32_t nodes;  // drafts in all, at least `depth`
   std::int32_t width;  // candidates for one position
+  // Whether chains are verified as blocks, which accepts more of their drafts; with siblings drafts
+  // are checked one by one.
+  bool blocks = false;
 };
 
 // What a round is to be, as far as that is known before it.
 struct DraftPlan {
   std::int32_t depth;  // drafts that may follow each other at most; 0: nothing is drafted
   std::int32_t width;  // candidates that any position may have at most
-  bool probabilities;  // whether branch() reads them: to find them costs a pass over the logits
+  // How many of a position's probabilities branch() reads, `width` or more; 0: none. To find them
+  // costs a pass over the logits.
+  std::int32_t probabilities;
 };
 
 // What becomes of one position: `nodes` of its candidates are checked by the target, and the round
@@ -41,8 +46,9 @@ class DraftPolicy {
   // After the step that gave the candidates of position `depth`, counted from 0. probabilities[n]
   // are the drafter's: for the rules greedy and coupled of the candidates, in their order; for
   // token and block the n greatest. Null where the plan asks for none, or the drafter has none.
-  // 1 <= n <= the plan's width, and less only where the drafter has no more candidates. Of `nodes`,
-  // what exceeds n or the limits is not taken, and 0 ends the round as well.
+  // n is at least 1 and at most what the plan asks for, or its width where that is none, and less
+  // only where the drafter has no more. Of `nodes`, what exceeds n, the plan's width or the limits
+  // is not taken, and 0 ends the round as well.
   virtual Branch branch(std::int32_t depth, const float* probabilities, std::int32_t n) = 0;
 };
 
@@ -53,7 +59,7 @@ class FixedDraft final : public DraftPolicy {
   FixedDraft(std::int32_t depth, std::int32_t width) : depth_(depth), width_(width) {}
 
   DraftPlan begin(const DraftLimits& limits) override {
-    plan_ = {std::min(depth_, limits.depth), std::min(width_, limits.width), false};
+    plan_ = {std::min(depth_, limits.depth), std::min(width_, limits.width), 0};
     nodes_left_ = limits.nodes;
     return plan_;
   }

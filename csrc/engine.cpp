@@ -217,7 +217,7 @@ DraftLimits Engine::limits() const {
   if (options_.max_tokens > 0) {
     depth = std::min(depth, options_.max_tokens - sequence_.generated() - 1);
   }
-  return {depth, nodes, widest_draft()};
+  return {depth, nodes, widest_draft(), options_.rule == Rule::block};
 }
 
 void Engine::propose() {
@@ -279,7 +279,7 @@ Verdict Engine::verify(const LogitRows& logits, double run_seconds) {
     Stopwatch watch(accept_seconds);
     LazyRows rows(*this, logits);
     const RoundNoise noise{options_.sampling.seed, static_cast<std::uint64_t>(sequence_.length())};
-    verdict = specdec::verify(rule(), rows, proposal_.drafts(), noise, race_, scratch_);
+    verdict = specdec::verify(rule(), rows, proposal_.drafts(), noise, race_, scratch_, odds_);
   }
   totals_.verify_seconds += run_seconds;
   totals_.accept_seconds += accept_seconds;
@@ -366,6 +366,8 @@ RoundOutcome Engine::outcome(const Verdict& verdict) const {
   result.target_seconds = round_target_seconds_;
   result.all_compared = options_.rule == Rule::greedy || options_.rule == Rule::coupled;
   if (rule() == Rule::block && result.drafted > 0) {
+    result.by_token = odds_.token.data();
+    result.by_block = odds_.block.data();
   }
   if (result.accepted == proposal_.positions()) return result;
   const Candidates& candidates = proposal_.position(result.accepted);

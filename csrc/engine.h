@@ -145,6 +145,7 @@ class Engine {
   std::vector<Distribution> rows_;  // kept between rounds for their storage
   RaceNoise race_;
   std::vector<float> scratch_;
+  Odds odds_;
   std::vector<std::int32_t> step_tokens_;
   std::vector<std::int32_t> step_parents_;
   double round_draft_seconds_ = 0;

@@ -85,16 +85,29 @@ Verdict verify_token(TargetRows& p, const Drafts& drafts, const RoundNoise& nois
 }
 
 Verdict verify_block(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
-                     std::vector<float>& scratch) {
+                     std::vector<float>& scratch, Odds& odds) {
   std::int32_t accepted = 0;
   double accepted_mass = 1;  // the joint ratio at the accepted prefix
   double mass = 1;           // the joint ratio so far, capped at 1 at every step
+  double alone = 1;          // the chance that drafts so far are accepted one by one
+  double alone_so_far = 0;
+  double block_so_far = 0;  // expected to be accepted of the drafts so far, with more behind them
+  odds.token.resize(static_cast<std::size_t>(drafts.k));
+  odds.block.resize(static_cast<std::size_t>(drafts.k));
   for (std::int32_t i = 1; i <= drafts.k; ++i) {
     const std::int32_t token = drafts.tokens[i - 1];
     const double draft = drafts.q[i - 1].probability(token);
     const double target = p.row(i - 1).probability(token);
     mass = draft > 0 ? std::min(mass * target / draft, 1.0) : 0.0;
-    if (mass == 0) break;  // no longer prefix can pass
+    if (mass == 0) {  // no longer prefix can pass
+      std::fill(odds.token.begin() + i - 1, odds.token.end(), alone_so_far);
+      std::fill(odds.block.begin() + i - 1, odds.block.end(), block_so_far);
+      break;
+    }
+    alone *= std::min(target / draft, 1.0);
+    alone_so_far += alone;
+    odds.token[i - 1] = alone_so_far;
+    odds.block[i - 1] = mass * i + (1 - mass) * block_so_far;
     double pass = mass;
     if (i < drafts.k) {
       const double excess = excess_mass(mass, p.row(i), drafts.q[i]);
@@ -102,6 +115,7 @@ Verdict verify_block(TargetRows& p, const Drafts& drafts, const RoundNoise& nois
       // 0/0: target and drafter agree from here, and the next prefix passes for certain.
       pass = rest > 0 ? excess / rest : 1.0;
     }
+    block_so_far = pass * i + (1 - pass) * block_so_far;
     if (noise.uniform(Purpose::accept, static_cast<std::uint32_t>(i - 1)) < pass) {
       accepted = i;
       accepted_mass = mass;
@@ -121,11 +135,11 @@ Verdict verify_coupled(TargetRows& p, const Drafts& drafts, const RoundNoise& no
 }
 
 Verdict verify(Rule rule, TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
-               RaceNoise& race, std::vector<float>& scratch) {
+               RaceNoise& race, std::vector<float>& scratch, Odds& odds) {
   switch (rule) {
     case Rule::greedy: return verify_greedy(p, drafts);
     case Rule::token: return verify_token(p, drafts, noise, scratch);
-    case Rule::block: return verify_block(p, drafts, noise, scratch);
+    case Rule::block: return verify_block(p, drafts, noise, scratch, odds);
     case Rule::coupled: return verify_coupled(p, drafts, noise, race);
   }
   return {0, p.row(0).argmax()};

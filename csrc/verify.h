@@ -40,6 +40,13 @@ struct Drafts {
   std::int32_t first(std::int32_t i) const { return first_sibling == nullptr ? 0 : first_sibling[i]; }
 };
 
+// How many of a chain's drafts were to be expected to be accepted, given what they are, and before
+// the noise that decides on them: of the first i + 1, if the chain ended there.
+struct Odds {
+  std::vector<double> token;  // [k] one by one
+  std::vector<double> block;  // [k] as a block
+};
+
 // The target's rows. Rules ask in ascending order and only for rows that decide something, so that
 // what a rejection makes irrelevant is never computed.
 class TargetRows {
@@ -70,17 +77,18 @@ Verdict verify_token(TargetRows& p, const Drafts& drafts, const RoundNoise& nois
 
 // The block as a whole: the longest prefix that passes its own test on the joint ratio is accepted.
 // Sun et al. 2403.10444, algorithm 2 and equations 4 and 5. Accepts at least as many drafts in
-// expectation as token by token.
+// expectation as token by token. By how many, `odds` tells.
 Verdict verify_block(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
-                     std::vector<float>& scratch);
+                     std::vector<float>& scratch, Odds& odds);
 
 // Target and drafter race with the same noise; accept while they agree. The text is a function of
 // the target and the seed: neither drafter nor k change it. Daliri et al. 2408.07978.
 Verdict verify_coupled(TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
                        RaceNoise& race);
 
-// The rule by its name; race and scratch are working memory that grows to the vocabulary.
+// The rule by its name; race and scratch are working memory that grows to the vocabulary. `odds` is
+// written by Rule::block alone.
 Verdict verify(Rule rule, TargetRows& p, const Drafts& drafts, const RoundNoise& noise,
-               RaceNoise& race, std::vector<float>& scratch);
+               RaceNoise& race, std::vector<float>& scratch, Odds& odds);
 
 }  // namespace specdec

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import policy_worlds as worlds
-from policy_worlds import LOSING, WORLDS, Phase, World, line, play
+from policy_worlds import LOSING, SAMPLED, WORLDS, Phase, World, line, play
 
 SEEDS = range(2)
 
@@ -73,13 +73,26 @@ def _plain(world: World) -> Callable[[ModuleType], float]:
     return lambda core: rate(core, world) / world.plain()
 
 
+def _first_stream(world: World) -> Callable[[ModuleType], float]:
+    """128 tokens of a cost model that knows nothing, over plain decoding's rate."""
+    short = replace(world, phases=[replace(phase, tokens=128) for phase in world.phases])
+
+    def share(core: ModuleType) -> float:
+        plays = [play(short, new_policy(core), seed, stream=None) for seed in range(12)]
+        return sum(p.expected for p in plays) / sum(p.seconds for p in plays) / world.plain()
+
+    return share
+
+
 TREES = ("flat", "flat, middling", "steep", "declining", "tiles of eight rows")
 
 CHECKS = {
     **{f"chains, {n}": Check(_chains(w), BETTER.get(n, 0.97)) for n, w in WORLDS.items()},
     **{f"trees, {n}": Check(_trees(WORLDS[n]), BETTER.get(n, 0.97)) for n in TREES},
+    **{f"sampled, {n}": Check(_trees(w), 0.97) for n, w in SAMPLED.items()},
     **{f"losing, {n}": Check(_plain(w), 0.98) for n, w in LOSING.items()},
     **{f"losing soon, {n}": Check(_plain(w.cut(1 / 8)), 0.97) for n, w in LOSING.items()},
+    **{f"losing at first, {n}": Check(_first_stream(w), 0.97) for n, w in LOSING.items()},
     "losing soon, nearly worth it": Check(_plain(LOSING["nearly worth it"].cut(1 / 8)), 0.982),
     "alternating": Check(_chains(ALTERNATING), 1.1),
     "drifting in one stream": Check(

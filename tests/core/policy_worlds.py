@@ -18,6 +18,7 @@ MAX_DEPTH = 16
 MAX_ROWS = 33
 CANDIDATES = 4
 _SHARES = (0.4, 0.2, 0.1)  # of the siblings in what they have together
+UNKNOWN = -2  # what the target chose, but for none of those that were checked
 _SPREAD = 0.8  # of positions around their mean, at most
 
 
@@ -88,6 +89,15 @@ class World:
     """Share of steps that are measured three times as long."""
     slows: Callable[[int], float] = lambda _round: 1.0
     """What everything takes longer in a round, beside the noise."""
+    block: float | None = None
+    """None: drafts are checked one by one. Else chains without siblings are verified as blocks,
+    in which a draft brings so much more for each that is before it."""
+    siblings: float = 1.0
+    """Of their chances, those that come true."""
+
+    def bonus(self, depth: int, width: int) -> float:
+        """What a draft of a round brings over its chance to be reached and accepted."""
+        return 1 + (self.block or 0) * depth if width == 1 else 1.0
 
     def fixed(self, length: int, width: int = 1) -> float:
         """Tokens per second of one shape: Leviathan et al. 2211.17192, eq. 1, with leaves."""
@@ -96,7 +106,8 @@ class World:
             gained, reached = 1.0, 1.0
             for depth in range(length):
                 mean = phase.mean(depth)
-                gained += reached * (mean + phase.mean_siblings(depth) * sum(_SHARES[: width - 1]))
+                siblings = phase.mean_siblings(depth) * sum(_SHARES[: width - 1]) * self.siblings
+                gained += reached * (mean * self.bonus(depth, width) + siblings)
                 reached *= mean
             cost = self.step(1 + length * width) + length * self.draft
             tokens += phase.tokens
@@ -153,23 +164,31 @@ def play(world: World, policy: Any, seed: int, *, width: int = 1, stream: int | 
 def _round(
     world: World, phase: Phase, policy: Any, width: int, rng: random.Random, result: Play
 ) -> None:
-    depth, widest, _ = policy.begin(MAX_DEPTH, MAX_ROWS - 1, width)
+    depth, widest, asked = policy.begin(MAX_DEPTH, MAX_ROWS - 1, width, world.block is not None)
     assert 0 <= depth <= MAX_DEPTH
     assert 1 <= widest <= max(width, 1)
+    assert asked >= widest
+    as_block = world.block is not None and widest == 1
+    odds: list[tuple[float, float]] = []  # of a block: sums by token and by block
     steps, nodes, accepted, chosen, sibling = 0, 0, 0, -1, 0
     drafted = 0
     reached, expected = 1.0, 1.0
     alive = True  # the chain so far is what the target chooses
     go_on = depth > 0
     while go_on:
-        chances = phase.chances(steps, rng)[:widest]
-        beliefs = [phase.believes(chance) for chance in chances]
+        best, *others = phase.chances(steps, rng)[:asked]
+        beliefs = [phase.believes(chance) for chance in (best, *others)]
         known = [belief for belief in beliefs if belief is not None]
         checked, go_on = policy.branch(steps, known, widest)
         assert 0 <= checked <= widest
         assert checked > 0 or not go_on
-        expected += reached * sum(chances[:checked])
-        reached *= chances[0]
+        chances = [best, *(chance * world.siblings for chance in others)]
+        bonus = world.bonus(steps, widest)
+        expected += reached * (sum(chances[:checked]) + best * (bonus - 1) * (checked > 0))
+        reached *= best
+        if as_block and checked > 0:
+            by_token, by_block = odds[-1] if odds else (0.0, 0.0)
+            odds.append((by_token + reached, by_block + reached * bonus))
         if alive:
             draw = rng.random()
             sums = [sum(chances[: i + 1]) for i in range(len(chances))]
@@ -200,10 +219,12 @@ def _round(
         drafted=drafted,
         rows=1 + nodes,
         accepted=accepted,
-        chosen=chosen,
-        all_compared=True,
+        chosen=chosen if world.block is None or sibling else UNKNOWN,
+        all_compared=world.block is None,
         draft_seconds=measured(draft) if steps else 0.0,
         target_seconds=measured(target),
+        by_token=[by_token for by_token, _ in odds],
+        by_block=[by_block for _, by_block in odds],
     )
 
 
@@ -238,6 +259,16 @@ WORLDS = {
         line(0.03), 0.15, steady(0.7), slows=lambda turn: 1.6 if turn // 150 % 2 else 1.0
     ),
     "hardly worth it": World(line(0.05), 0.3, steady(0.42)),
+}
+
+# Rules that sample: siblings mean that drafts are checked one by one.
+SAMPLED = {
+    "blocks": World(line(0.08), 0.12, steady(0.75), block=0.06, siblings=0.2),
+    "blocks, silent drafter": World(
+        line(0.08), 0.12, steady(0.75, believes=silent), block=0.06, siblings=0.2
+    ),
+    "blocks or siblings": World(line(0.05), 0.2, steady(0.5), block=0.05, siblings=0.5),
+    "siblings": World(line(0.03), 0.25, steady(0.45), block=0.03),
 }
 
 LOSING = {

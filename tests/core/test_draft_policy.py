@@ -58,6 +58,26 @@ def test_a_set_width_leaves_the_length_to_the_model() -> None:
     assert result.rate > max(world.fixed(k, 2) for k in range(1, 9))
 
 
+@pytest.mark.parametrize(
+    ("block", "siblings", "wide"), [(0.0, 1.0, True), (0.3, 1.0, False), (0.0, 0.4, False)]
+)
+def test_siblings_or_a_block_by_what_they_bring(block: float, siblings: float, wide: bool) -> None:
+    world = World(line(0.02), 0.1, steady(0.7, tokens=1500), block=block, siblings=siblings)
+    for seed in range(3):
+        policy = new_policy(width=_core.AUTO)
+        play(world, policy, seed, width=4)
+        _, width, _ = policy.begin(MAX_DEPTH, MAX_ROWS - 1, 4, True)
+        assert (width > 1) == wide
+
+
+def test_rules_without_blocks_may_always_have_siblings() -> None:
+    world = World(line(0.02), 0.1, steady(0.7, tokens=500), block=0.3)
+    policy = new_policy(width=_core.AUTO)
+    play(world, policy, 1, width=4)
+    assert policy.begin(MAX_DEPTH, MAX_ROWS - 1, 4, True)[1] == 1
+    assert policy.begin(MAX_DEPTH, MAX_ROWS - 1, 4, False)[1] == 4
+
+
 @pytest.mark.parametrize(("depth", "nodes"), [(0, 0), (1, 1), (2, 5), (5, 5), (16, 16)])
 def test_limits_of_a_round_are_kept(depth: int, nodes: int) -> None:
     rng = random.Random(depth)

@@ -37,8 +37,8 @@ MUTATIONS = {
     ),
     "a draft is worth a token whether it is reached or not": (
         "auto_policy.cpp",
-        "gain += reached;",
-        "gain += acceptance_.next(i, before);",
+        "gain += worth(i, reached);",
+        "gain += worth(i, acceptance_.next(i, before));",
     ),
     "no draft is left out or stopped at": (
         "auto_policy.cpp",
@@ -69,6 +69,26 @@ MUTATIONS = {
         "auto_policy.cpp",
         "if (before * chance <= rows_cost(rows, 1)) break;",
         "if (chance < 2) break;",
+    ),
+    "siblings whatever a block brings": (
+        "auto_policy.cpp",
+        "if (tree.gain > chain.gain) return;",
+        "if (tree.gain + chain.gain > -1e9) return;",
+    ),
+    "a block whatever siblings bring": (
+        "auto_policy.cpp",
+        "if (tree.gain > chain.gain) return;",
+        "static_cast<void>(tree);",
+    ),
+    "what a block brings more is not counted": (
+        "auto_policy.cpp",
+        "return block_ ? reached * acceptance_.block(depth) : reached;",
+        "return reached + 0 * depth;",
+    ),
+    "long drafts before their cost is known": (
+        "auto_policy.cpp",
+        "if (reached < kFirstReach) break;",
+        "",
     ),
     "set-up counts as cost": ("auto_policy.cpp", "if (!first_) {", "if (true) {"),
     "confidence counts for nothing": (

@@ -8,6 +8,7 @@ import numpy as np
 import numpy_rules
 import pytest
 from rules import (
+    Batch,
     Case,
     Floats,
     Ints,
@@ -229,3 +230,23 @@ def test_noise_keyed_by_position_alone_is_biased() -> None:
     wrong = two_block_rounds(case, 200_000, 5, by_position=True)
     assert right > SMALLEST_P
     assert wrong < 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_odds_of_a_block_are_what_is_accepted_in_the_mean(name: str) -> None:
+    """Of the given drafts, whatever part of the block is verified; one by one as well."""
+    case = CASES[name]
+    n = draws(100_000)
+    seeds = np.arange(n, dtype=np.uint64)
+    start = np.arange(n) % case.vocabulary
+    batch = make_batch(case, start, seeds, 3, core_draw(_core, "block", SEED))
+    odds = _core.block_odds(batch.p, batch.q, batch.tokens)
+    for rule, expected in zip(("token", "block"), odds, strict=True):
+        for k in range(1, case.k + 1):
+            part = Batch(batch.p[:, : k + 1], batch.q[:, :k], batch.tokens[:, :k], seeds, 3)
+            accepted, _ = core_verifier(_core, rule)(part)
+            difference = accepted - expected[:, k - 1]
+            sigma = difference.std() / n**0.5
+            assert abs(difference.mean()) <= 5 * sigma + 1e-6, (rule, k)
+    more = odds[1] - odds[0]
+    assert np.all(more.mean(0) >= -5 * more.std(0) / n**0.5 - 1e-9)
