@@ -57,7 +57,7 @@ class Batch:
         Raises:
             InvalidInputError: A model that takes no steps of several sequences, or no memory.
         """
-        decoders = target.new_sequence_decoders(
+        self._decoders = decoders = target.new_sequence_decoders(
             sequences=size, capacity=max_context, max_logit_rows=_core.MAX_DRAFT_LENGTH + 1
         )
         pairs = zip(decoders, new_drafters(decoders), strict=True)

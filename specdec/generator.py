@@ -426,7 +426,8 @@ class Generator:
             self._stats = writer.stats
             while not writer.finished:
                 chunk = writer.write(self._engine.round())
-                self._stats = writer.stats
+                whole = None if chunk is None else chunk.stats
+                self._stats = whole or writer.stats
                 if chunk is not None:
                     yield chunk
         finally:
@@ -461,8 +462,8 @@ class Generator:
     def _acquire(self) -> None:
         if not self._lock.acquire(blocking=False):
             raise GeneratorBusyError(
-                "this Generator is writing already; close that stream (or cancel() it), or use a "
-                "second Generator with the same Models"
+                "this Generator is writing a stream already; close that one (or cancel() it), or "
+                "use a second Generator with the same Models"
             )
 
 
