@@ -118,13 +118,11 @@ void Batch::run_together(BatchModel& model, Wait* waits, std::size_t count) {
     return static_cast<BatchDecoder*>(waits[i].step.decoder);
   };
   double seconds = 0;
-  std::int32_t rows = 0;
   try {
     Stopwatch watch(seconds);
     parts_.clear();
     for (std::size_t i = 0; i < count; ++i) {
       parts_.push_back(decoder(i)->begin_step(waits[i].step));
-      rows += waits[i].step.n;
     }
     model.run(parts_.data(), static_cast<std::int32_t>(count));
   } catch (...) {
@@ -135,7 +133,7 @@ void Batch::run_together(BatchModel& model, Wait* waits, std::size_t count) {
   }
   for (std::size_t i = 0; i < count; ++i) {
     const LogitRows logits = decoder(i)->end_step(parts_[i]);
-    take(waits[i], logits, seconds * waits[i].step.n / rows);
+    take(waits[i], logits, seconds * parts_[i].share);
   }
 }
 

@@ -9,7 +9,7 @@
 namespace specdec {
 
 BatchModel::BatchModel(const Sizes& sizes, Decoder::Run run)
-    : sizes_(sizes), run_(std::move(run)) {
+    : sizes_(sizes), run_(std::move(run)), costs_(std::max(sizes.max_width, 1)) {
   if (sizes.max_width < 1 || sizes.max_logit_rows < 1 || sizes.head_size < 1 ||
       sizes.hidden_size < 0 || (sizes.takes_features && sizes.hidden_size < 1)) {
     throw Error(ErrorCode::invalid_input, "the model of a batch needs positive sizes");
@@ -52,7 +52,22 @@ void BatchModel::run(StepPart* parts, std::int32_t count) {
     Stopwatch watch(seconds);
     run_(width, first_);
   }
-  for (std::int32_t i = 0; i < count; ++i) parts[i].seconds = seconds * parts[i].n / width;
+  split(parts, count, width, seconds);
+}
+
+// What a step costs however few rows it has is split evenly, the rest by rows. So a sequence that
+// weighs one more row against its tokens sees what the row adds for all, and the sum of what all see
+// is what the step cost.
+void BatchModel::split(StepPart* parts, std::int32_t count, std::int32_t width, double seconds) {
+  costs_.add_target(width, seconds);
+  const double narrowest = costs_.target(1);
+  const double row = width > 1 ? (costs_.target(width) - narrowest) / (width - 1) : 0;
+  const double even = (narrowest - row) / count;
+  const double whole = even * count + row * width;
+  for (std::int32_t i = 0; i < count; ++i) {
+    parts[i].share = (even + row * parts[i].n) / whole;
+    parts[i].seconds = seconds * parts[i].share;
+  }
 }
 
 void BatchModel::place(const StepPart& part, std::int32_t width) {

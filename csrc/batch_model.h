@@ -5,6 +5,7 @@
 
 #include "aligned_buffer.h"
 #include "decoder.h"
+#include "step_costs.h"
 
 namespace specdec {
 
@@ -20,7 +21,8 @@ struct StepPart {
 
   std::int32_t without_logits = 0;  // the step's row of its first one
   std::int32_t with_logits = 0;     // the step's row of its first one with logits
-  double seconds = 0;               // its share of the run, by rows
+  double share = 0;                 // of what the step cost: all parts' add up to 1
+  double seconds = 0;               // inside the run, its share of them
 
   std::int32_t row(std::int32_t i) const {
     const std::int32_t before = n - logit_rows;
@@ -72,9 +74,11 @@ class BatchModel {
 
  private:
   void place(const StepPart& part, std::int32_t width);
+  void split(StepPart* parts, std::int32_t count, std::int32_t width, double seconds);
 
   Sizes sizes_;
   Decoder::Run run_;
+  StepCosts costs_;
   std::int32_t first_ = 0;  // row of the last step with logits
   AlignedBuffer<std::int64_t> tokens_;
   AlignedBuffer<std::int64_t> first_logit_row_;

@@ -216,6 +216,34 @@ def test_a_prompt_that_is_cancelled_in_its_prefill() -> None:
     assert batch.engines[0].totals.prefilled_tokens < len(PROMPTS[2]) - 16
 
 
+def test_the_share_of_a_step_is_what_its_rows_add() -> None:
+    """And an equal part of what any step costs: by rows alone it would be 1 to 4."""
+    batch = Batch(2, "near attached")
+    batch.target.before_run = lambda sequences: time.sleep(0.004)
+    option = stream_options(temperature=0, max_tokens=400)
+    for engine, k in zip(batch.engines, (1, 7), strict=True):
+        engine.set_draft_length(k)
+        engine.start([1, 2, 3], option)
+    for _ in range(25):
+        batch.core.round()
+    few, many = (engine.totals.verify_seconds for engine in batch.engines)
+    assert 0.5 < few / many <= 1
+
+
+def test_auto_drafts_where_that_pays() -> None:
+    batch = Batch(3, "near attached")
+    batch.target.before_run = lambda sequences: time.sleep(0.003)
+    options = [stream_options(temperature=0, max_tokens=150) for _ in range(3)]
+    prompts = [[1, 2, 3], [4, 5], [6] * 9]
+    expected = [
+        plain_text(TABLE, prompt, option, takes_rows=True)
+        for prompt, option in zip(prompts, options, strict=True)
+    ]
+    assert batch.texts(prompts, options, [_core.AUTO] * 3) == expected
+    for engine in batch.engines:
+        assert engine.totals.tokens > 1.5 * engine.totals.rounds
+
+
 def test_seconds_of_the_sequences_add_up_to_those_of_the_steps() -> None:
     batch = Batch(3, "near attached")
     option = stream_options(temperature=0, max_tokens=30)
