@@ -49,6 +49,10 @@ def register_operators(options: onnxruntime.SessionOptions) -> str | None:
     return None
 
 
+# Step shapes that stay bound, some 20 KB each. One text has fewer; many at once can have thousands.
+_MOST_BINDINGS = 256
+
+
 class Session:
     """A graph on the CPU. Decoders made from one Session share its weights.
 
@@ -234,6 +238,8 @@ class _Runner:
         run = self._bindings.get((width, first_logit_row))
         try:
             if run is None:
+                if len(self._bindings) >= _MOST_BINDINGS:
+                    self._bindings.clear()
                 run = self._bindings[width, first_logit_row] = self._bind(width, first_logit_row)
             run()
         except Exception as error:

@@ -246,3 +246,21 @@ def test_models_of_other_layouts_are_refused(
     draft = convert(tiny_drafter_gguf, tmp_path / "draft", target_source=tiny_gguf, layout="nbits8")
     with pytest.raises(InvalidInputError, match="--layout fused"):
         Generator(target, Model.load(draft)).generate_many(["the", "fox"])
+
+
+def test_step_shapes_that_are_bound_do_not_grow_for_ever(
+    target: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Generator(target).generate_many(PROMPTS, GREEDY, max_tokens=9, batch_size=3)
+    monkeypatch.setattr(specdec.session, "_MOST_BINDINGS", 2)
+    bound: list[int] = []
+    original = specdec.session._Runner.__call__
+
+    def call(self: Any, width: int, first: int) -> None:
+        original(self, width, first)
+        bound.append(len(self._bindings))
+
+    monkeypatch.setattr(specdec.session._Runner, "__call__", call)
+    found = Generator(target).generate_many(PROMPTS, GREEDY, max_tokens=9, batch_size=3)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert max(bound) == 2
