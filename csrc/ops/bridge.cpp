@@ -57,8 +57,9 @@ class BridgeKernel final : public Kernel {
     const Rows rows = rows_in_scratch(shape[1], matrix_.inputs() / kBlock);
     const Matrix matrix = matrix_.of(call);
     for_tiles(
-        call, shape[1], [&](std::int64_t row) { kernels_.bridge_and_round(bridge, rows, row); },
-        matrix.tiles, matrix.tile_bytes(), [&](std::int64_t begin, std::int64_t end) {
+        call, Pieces(rows),
+        [&](const Piece& piece) { kernels_.bridge_and_round(bridge, rows, piece); }, matrix_, matrix,
+        1, [&](std::int64_t begin, std::int64_t end) {
           kernels_.multiply(matrix, rows, begin, end, outputs, y);
         });
   }

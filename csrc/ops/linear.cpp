@@ -34,8 +34,8 @@ class Linear final : public Kernel {
     const Rows rows = rows_in_scratch(shape[1], matrix_.inputs() / kBlock);
     const Matrix matrix = matrix_.of(call);
     for_tiles(
-        call, shape[1], [&](std::int64_t row) { kernels_.round(values, rows, row); }, matrix.tiles,
-        matrix.tile_bytes(), [&](std::int64_t begin, std::int64_t end) {
+        call, Pieces(rows), [&](const Piece& piece) { kernels_.round(values, rows, piece); },
+        matrix_, matrix, 1, [&](std::int64_t begin, std::int64_t end) {
           kernels_.multiply(matrix, rows, begin, end, outputs, y);
         });
   }
@@ -48,7 +48,10 @@ class Linear final : public Kernel {
 }  // namespace
 
 PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t parts)
-    : input_(codes), outputs_(node.integer("outputs")), shape_{} {
+    : input_(codes),
+      outputs_(node.integer("outputs")),
+      shape_{},
+      threads_(std::max(1u, std::thread::hardware_concurrency())) {
   const std::int64_t bits = node.integer("bits");
   if (bits != 4 && bits != 8) refuse("bits is " + std::to_string(bits) + "; it must be 4 or 8");
   if (outputs_ < 1 || outputs_ % parts != 0) {
@@ -79,6 +82,28 @@ Matrix PackedMatrix::of(const Call& call) const {
   matrix.codes = call.input_data<std::uint8_t>(input_);
   matrix.scales = call.input_data<std::uint16_t>(input_ + 1);
   return matrix;
+}
+
+Pieces::Pieces(const Rows& rows) : groups_(rows.groups()), of_group_(1), blocks_(rows.blocks) {
+  // What a norm needs of a whole row is computed anew for each of its pieces, so there are few; and
+  // other threads come too late for little work.
+  constexpr std::int64_t kMost = 4;
+  constexpr std::int64_t kLeast = 64;  // blocks of a row
+  if (groups_ == 0 || groups_ >= kMost) return;
+  of_group_ = std::clamp<std::int64_t>(rows.rows * blocks_ / groups_ / kLeast, 1, kMost / groups_);
+}
+
+Piece Pieces::operator[](std::int64_t i) const {
+  const std::int64_t part = i % of_group_;
+  return {i / of_group_, blocks_ * part / of_group_, blocks_ * (part + 1) / of_group_};
+}
+
+Shares::Shares(std::int64_t tiles, std::int64_t part_tiles, std::int64_t ranges)
+    : tiles_(tiles),
+      part_tiles_(part_tiles),
+      parts_((tiles + part_tiles - 1) / part_tiles),
+      ranges_(std::clamp<std::int64_t>(ranges, 1, std::min(parts_, kMostRanges))) {
+  for (std::int64_t i = 0; i < ranges_; ++i) taken_[i].parts.store(0, std::memory_order_relaxed);
 }
 
 Rows rows_in_scratch(std::int64_t rows, std::int64_t blocks) {

@@ -61,16 +61,12 @@ class NormLinear final : public Kernel {
 
     const Rows rows = rows_in_scratch(shape[1] - first, matrix_.inputs() / kBlock);
     const Matrix matrix = matrix_.of(call);
-    const std::int64_t parts = swiglu_ ? 2 : 1;
     const auto multiply = swiglu_ ? kernels_.multiply_swiglu : kernels_.multiply;
+    for (std::int64_t row = 0; row < first; ++row) kernels_.norm_only(norm, rows.blocks, row);
     for_tiles(
-        call, shape[1],
-        [&](std::int64_t row) {
-          if (row < first) return kernels_.norm_only(norm, rows.blocks, row);
-          kernels_.norm_and_round(norm, row, rows, row - first);
-        },
-        matrix.tiles / parts, matrix.tile_bytes() * parts,
-        [&](std::int64_t begin, std::int64_t end) {
+        call, Pieces(rows),
+        [&](const Piece& piece) { kernels_.norm_and_round(norm, first, rows, piece); }, matrix_,
+        matrix, swiglu_ ? 2 : 1, [&](std::int64_t begin, std::int64_t end) {
           multiply(matrix, rows, begin, end, outputs, y);
         });
   }

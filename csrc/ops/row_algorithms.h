@@ -39,13 +39,13 @@ struct Group {
   std::int64_t first, count;
 };
 
-// block_of(i) gives block i of row `row`.
+// Blocks begin to end of a row of a group; block_of(i) gives block i.
 template <class BlockOf>
-inline void round_row(const Rows& rows, std::int64_t row, const BlockOf& block_of) {
-  const Group group(rows, rows.group_of(row));
+inline void round_row(const Rows& rows, const Group& group, std::int64_t row, const Piece& piece,
+                      const BlockOf& block_of) {
   const std::int64_t start = group.first * rows.blocks + (row - group.first);
   std::int8_t* codes = rows.codes + start * kBlock;
-  for (std::int64_t i = 0; i < rows.blocks; ++i) {
+  for (std::int64_t i = piece.begin; i < piece.end; ++i) {
     const Block x = block_of(i);
     const float s = largest_magnitude(x.low, x.high) / 127.0f;
     // A block of zeros (or of numbers so small that s is none) has codes of zero.
@@ -59,15 +59,24 @@ inline void round_row(const Rows& rows, std::int64_t row, const BlockOf& block_o
   }
 }
 
-inline void round(const float* x, const Rows& rows, std::int64_t row) {
-  const float* values = x + row * rows.blocks * kBlock;
-  round_row(rows, row, [&](std::int64_t i) { return load_block(values + i * kBlock); });
+// work(row, group) for the rows of a piece.
+template <class Work>
+inline void for_rows(const Rows& rows, const Piece& piece, const Work& work) {
+  const Group group(rows, piece.group);
+  for (std::int64_t row = group.first; row < group.first + group.count; ++row) work(row, group);
+}
+
+inline void round(const float* x, const Rows& rows, const Piece& piece) {
+  for_rows(rows, piece, [&](std::int64_t row, const Group& group) {
+    const float* values = x + row * rows.blocks * kBlock;
+    round_row(rows, group, row, piece,
+              [&](std::int64_t i) { return load_block(values + i * kBlock); });
+  });
 }
 
 // A row of residual + update, and normalised.
 class NormedRow {
  public:
-  // Writes norm.sum where it is wanted.
   NormedRow(const Norm& norm, std::int64_t blocks, std::int64_t row)
       : norm_(norm), offset_(row * blocks * kBlock) {
     Floats low = all(0.0f);
@@ -76,7 +85,6 @@ class NormedRow {
       const Block x = sum(i);
       low = fma(x.low, x.low, low);
       high = fma(x.high, x.high, high);
-      if (norm.sum != nullptr) keep(x, norm.sum, i);
     }
     const float mean = fold_add(add(low, high)) / static_cast<float>(blocks * kBlock);
     factor_ = all(1.0f / std::sqrt(mean + norm.epsilon));
@@ -89,9 +97,10 @@ class NormedRow {
     return {add(x.low, y.low), add(x.high, y.high)};
   }
 
-  // Writes block i of norm.normed where it is wanted.
+  // Writes block i of norm.sum and of norm.normed where they are wanted.
   Block operator()(std::int64_t i) const {
     Block x = sum(i);
+    if (norm_.sum != nullptr) keep(x, norm_.sum, i);
     x.low = multiply(x.low, factor_);
     x.high = multiply(x.high, factor_);
     if (norm_.gain != nullptr) {
@@ -115,30 +124,35 @@ class NormedRow {
   Floats factor_;
 };
 
-inline void norm_and_round(const Norm& norm, std::int64_t row, const Rows& rows,
-                           std::int64_t rounded) {
-  round_row(rows, rounded, NormedRow(norm, rows.blocks, row));
+inline void norm_and_round(const Norm& norm, std::int64_t first, const Rows& rows,
+                           const Piece& piece) {
+  for_rows(rows, piece, [&](std::int64_t row, const Group& group) {
+    round_row(rows, group, row, piece, NormedRow(norm, rows.blocks, first + row));
+  });
 }
 
 inline void norm_only(const Norm& norm, std::int64_t blocks, std::int64_t row) {
   const NormedRow normed(norm, blocks, row);
-  for (std::int64_t i = 0; i < blocks && norm.normed != nullptr; ++i) normed(i);
+  for (std::int64_t i = 0; i < blocks; ++i) normed(i);
 }
 
-inline void bridge_and_round(const Bridge& bridge, const Rows& rows, std::int64_t row) {
+inline void bridge_and_round(const Bridge& bridge, const Rows& rows, const Piece& piece) {
   const std::int64_t blocks = rows.blocks / 2;
   const Norm stream{bridge.residual, bridge.update, nullptr, bridge.epsilon, nullptr, nullptr};
   const Norm states{bridge.features, nullptr, nullptr, bridge.epsilon, nullptr, nullptr};
-  const NormedRow x(stream, blocks, row);
-  const NormedRow f(states, blocks, row);
-  for (std::int64_t i = 0; i < blocks; ++i) {
-    const Block sum = x.sum(i);
-    const Block scale = load_block(bridge.scale + i * kBlock);
-    const Block bias = load_block(bridge.bias + i * kBlock);
-    x.keep({fma(scale.low, sum.low, bias.low), fma(scale.high, sum.high, bias.high)},
-           bridge.new_residual, i);
-  }
-  round_row(rows, row, [&](std::int64_t i) { return i < blocks ? x(i) : f(i - blocks); });
+  for_rows(rows, piece, [&](std::int64_t row, const Group& group) {
+    const NormedRow x(stream, blocks, row);
+    const NormedRow f(states, blocks, row);
+    for (std::int64_t i = piece.begin; i < piece.end && i < blocks; ++i) {
+      const Block sum = x.sum(i);
+      const Block scale = load_block(bridge.scale + i * kBlock);
+      const Block bias = load_block(bridge.bias + i * kBlock);
+      x.keep({fma(scale.low, sum.low, bias.low), fma(scale.high, sum.high, bias.high)},
+             bridge.new_residual, i);
+    }
+    round_row(rows, group, row, piece,
+              [&](std::int64_t i) { return i < blocks ? x(i) : f(i - blocks); });
+  });
 }
 
 inline void tile_product(const TileProducts& products, const Matrix& matrix, std::int64_t tile,

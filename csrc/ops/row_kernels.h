@@ -34,6 +34,9 @@ struct Matrix {
   std::int64_t tile_codes() const { return blocks * (bits == 4 ? 256 : 512); }
   std::int64_t tile_scales() const { return blocks * (bits == 4 ? 32 : 16); }
   std::int64_t tile_bytes() const { return tile_codes() + 2 * tile_scales(); }
+
+  // Has the first of a tile's codes brought on their way while there is other work.
+  void ask_for(std::int64_t tile) const;
 };
 
 // Memory for rounded rows. They lie in groups of 1 to 8, all of about the same size; a group that
@@ -49,7 +52,12 @@ struct Rows {
 
   std::int64_t groups() const { return (rows + kGroup - 1) / kGroup; }
   std::int64_t first(std::int64_t group) const { return rows * group / groups(); }
-  std::int64_t group_of(std::int64_t row) const { return ((row + 1) * groups() - 1) / rows; }
+};
+
+// Some blocks of the rows of a group.
+struct Piece {
+  std::int64_t group;
+  std::int64_t begin, end;  // blocks
 };
 
 // normed = sum * rsqrt(mean(sum^2) + epsilon) * gain, with sum = residual + update.
@@ -75,13 +83,14 @@ struct Bridge {
 };
 
 struct RowKernels {
-  // Row `row` of x[rows, inputs] -> rows.
-  void (*round)(const float* x, const Rows& rows, std::int64_t row);
-  // Row `row` of the norm -> row `rounded` of rows.
-  void (*norm_and_round)(const Norm& norm, std::int64_t row, const Rows& rows,
-                         std::int64_t rounded);
+  // A piece of x[rows, inputs] -> rows.
+  void (*round)(const float* x, const Rows& rows, const Piece& piece);
+  // The same of a norm, whose rows begin at row `first`.
+  void (*norm_and_round)(const Norm& norm, std::int64_t first, const Rows& rows,
+                         const Piece& piece);
   void (*norm_only)(const Norm& norm, std::int64_t blocks, std::int64_t row);
-  void (*bridge_and_round)(const Bridge& bridge, const Rows& rows, std::int64_t row);
+  // Blocks of the first half of a row write their part of new_residual.
+  void (*bridge_and_round)(const Bridge& bridge, const Rows& rows, const Piece& piece);
 
   // y[rows, outputs] in columns 16 * begin to 16 * end, as far as there are outputs.
   void (*multiply)(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,

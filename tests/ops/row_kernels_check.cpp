@@ -67,6 +67,12 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
       bits.push_back(word);
     }
   };
+  const auto for_pieces = [&](const auto& work) {
+    for (std::int64_t group = 0; group < rows.groups(); ++group) {
+      work(Piece{group, 0, 1});
+      work(Piece{group, 1, at.blocks});
+    }
+  };
   const auto multiply = [&] {
     const auto work = at.swiglu ? kernels.multiply_swiglu : kernels.multiply;
     work(matrix, rows, 0, pairs / 2, at.outputs, y.data());
@@ -78,15 +84,15 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
     keep(shifted_sums);
   };
 
-  for (std::int64_t i = 0; i < at.rows; ++i) kernels.round(residual.data(), rows, i);
+  for_pieces([&](const Piece& piece) { kernels.round(residual.data(), rows, piece); });
   multiply();
   const Norm norm{residual.data(), update.data(), gain.data(), 1e-5f, sum.data(), normed.data()};
-  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_and_round(norm, i, rows, i);
+  for_pieces([&](const Piece& piece) { kernels.norm_and_round(norm, 0, rows, piece); });
   multiply();
   keep(sum);
   keep(normed);
   const Norm less{residual.data(), nullptr, gain.data(), 1e-5f, nullptr, nullptr};
-  for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_and_round(less, i, rows, i);
+  for_pieces([&](const Piece& piece) { kernels.norm_and_round(less, 0, rows, piece); });
   multiply();
   const Norm only{residual.data(), update.data(), nullptr, 1e-5f, sum.data(), normed.data()};
   for (std::int64_t i = 0; i < at.rows; ++i) kernels.norm_only(only, at.blocks, i);
@@ -97,7 +103,7 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   std::vector<float> led(values / 2);
   const Bridge bridge{residual.data(), update.data(),  update.data() + inputs / 2, gain.data(),
                       gain.data(), 1e-5f, led.data()};
-  for (std::int64_t i = 0; i < at.rows; ++i) kernels.bridge_and_round(bridge, rows, i);
+  for_pieces([&](const Piece& piece) { kernels.bridge_and_round(bridge, rows, piece); });
   multiply();
   keep(led);
   return bits;
