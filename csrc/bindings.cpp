@@ -162,9 +162,10 @@ py::tuple block_odds(const Array<float>& p, const Array<float>& q,
   return py::make_tuple(by_token, by_block);
 }
 
-// Tokens [n] that win the race over probs[n, V] with seeds[n] at the given position.
+// Tokens [n] that win the race over probs[n, V], or the distributions of logits[n, V], with seeds[n]
+// at the given position.
 py::array_t<std::int32_t> race_batch(const Array<float>& probs, const Array<std::uint64_t>& seeds,
-                                     std::uint64_t position) {
+                                     std::uint64_t position, bool logits) {
   if (probs.ndim() != 2 || seeds.ndim() != 1 || seeds.shape(0) != probs.shape(0)) {
     throw Error(ErrorCode::invalid_input, "shapes must be probs [n, V] and seeds [n]");
   }
@@ -172,9 +173,17 @@ py::array_t<std::int32_t> race_batch(const Array<float>& probs, const Array<std:
   const auto vocabulary = static_cast<std::int32_t>(probs.shape(1));
   py::array_t<std::int32_t> winners(n);
   ArrayRows rows(probs.data(), n, vocabulary);
+  Sampler sampler;  // temperature 1
+  Distribution lazy;
+  std::vector<float> row(static_cast<std::size_t>(vocabulary));
   RaceNoise race;
   for (std::int32_t i = 0; i < n; ++i) {
-    winners.mutable_data()[i] = rows.row(i).race({seeds.data()[i], position}, 0, race);
+    if (logits) {
+      std::copy_n(probs.data(i, 0), row.size(), row.data());
+      sampler.distribution({row.data(), vocabulary, nullptr}, false, lazy, true);
+    }
+    const Distribution& raced = logits ? lazy : rows.row(i);
+    winners.mutable_data()[i] = raced.race({seeds.data()[i], position}, 0, race);
   }
   return winners;
 }
@@ -303,7 +312,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("verify_batch", &verify_batch, py::arg("rule"), py::arg("target_probs"),
         py::arg("draft_probs"), py::arg("draft_tokens"), py::arg("seeds"), py::arg("position"),
         py::arg("siblings") = py::none(), py::arg("sibling_of") = std::vector<std::int32_t>());
-  m.def("race_batch", &race_batch, py::arg("probs"), py::arg("seeds"), py::arg("position"));
+  m.def("race_batch", &race_batch, py::arg("probs"), py::arg("seeds"), py::arg("position"),
+        py::arg("logits") = false);
   m.def("distribution_of", &distribution_of, py::arg("logits"), py::arg("options"),
         py::arg("prompt"), py::arg("generated"));
 }

@@ -9,3 +9,10 @@
 #else
 #define SPECDEC_CLONES
 #endif
+
+// Into every clone: a large function would else be compiled once, for the least of them.
+#if defined(__GNUC__)
+#define SPECDEC_INLINE inline __attribute__((always_inline))
+#else
+#define SPECDEC_INLINE inline
+#endif

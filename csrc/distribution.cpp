@@ -148,8 +148,15 @@ std::int32_t Distribution::race(const RoundNoise& noise, std::uint32_t offset, R
   n = std::min(n, kMaxCandidates);
   // Of listed ids, the whole row of words is only worth making for many.
   constexpr std::int32_t kFew = 1024;
+  const auto run = [&](std::int32_t begin, std::int32_t count, const std::uint32_t* words) {
+    if (scale_ == 0) {
+      kernels::race(weights_ + begin, words, count, begin, best, n);
+    } else {
+      kernels::race_exp2(weights_ + begin, greatest_, scale_, words, count, begin, best, n);
+    }
+  };
   if (ids_ == nullptr) {
-    kernels::race(weights_, race.row(noise, offset, size_), size_, 0, best, n);
+    run(0, size_, race.row(noise, offset, size_));
   } else {
     const std::uint32_t* row =
         size_ > kFew ? race.row(noise, offset, ids_[size_ - 1] + 1) : nullptr;
@@ -162,7 +169,7 @@ std::int32_t Distribution::race(const RoundNoise& noise, std::uint32_t offset, R
       } else {
         for (std::int32_t i = 0; i < count; ++i) words[i] = row[ids[i]];
       }
-      kernels::race(weights_ + begin, words, count, begin, best, n);
+      run(begin, count, words);
     }
   }
   winners[0] = id_at(best[0].index);

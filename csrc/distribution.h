@@ -20,6 +20,16 @@ class Distribution {
     size_ = size;
     ids_ = ids;
     total_ = total;
+    scale_ = 0;
+  }
+
+  // Refers to logits, whose weights are 2^((logit - greatest) * scale): for race() alone, which needs
+  // few of them.
+  void refer_logits(const float* logits, std::int32_t size, const std::int32_t* ids, float greatest,
+                    float scale) {
+    refer(logits, size, ids, 0);
+    greatest_ = greatest;
+    scale_ = scale;
   }
 
   // Refers to this object's own storage: only the given ids, ascending, have mass.
@@ -84,6 +94,8 @@ class Distribution {
   const std::int32_t* ids_ = nullptr;
   std::int32_t size_ = 0;
   double total_ = 0;
+  float greatest_ = 0;
+  float scale_ = 0;  // not 0: weights_ are logits
   std::vector<float> held_weights_;
   std::vector<std::int32_t> held_ids_;
 };

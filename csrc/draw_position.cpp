@@ -31,8 +31,9 @@ Branch draw_position(const LogitRow& row, std::int32_t i, const DraftRequest& re
     branch = ask(i, known ? probabilities : nullptr, candidates.count, request, proposal);
   } else {
     Distribution& q = proposal.next_distribution();
-    sampler.distribution(row, false, q);
-    if (request.rule == Rule::coupled) {
+    const bool race = request.rule == Rule::coupled;
+    sampler.distribution(row, false, q, race && asked == 0);
+    if (race) {
       const auto offset = static_cast<std::uint32_t>(i);
       candidates.count = q.race(request.noise, offset, request.race, width, candidates.tokens);
       for (std::int32_t c = 0; asked > 0 && c < candidates.count; ++c) {

@@ -51,7 +51,8 @@ class Engine::LazyRows final : public TargetRows {
   }
 
   const Distribution& make(std::int32_t row) {
-    engine_.sampler_.distribution(logits_.row(row), true, engine_.rows_[row]);
+    engine_.sampler_.distribution(logits_.row(row), true, engine_.rows_[row],
+                                  engine_.options_.rule == Rule::coupled);
     return engine_.rows_[row];
   }
 

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "clones.h"
+#include "exp2.h"
 #include "lanes.h"
 
 namespace specdec::kernels {
@@ -13,6 +14,7 @@ using lanes::all;
 using lanes::any;
 using lanes::bits_as;
 using lanes::convert;
+using lanes::exp2_nonpositive;
 using lanes::Floats;
 using lanes::Ints;
 using lanes::kWidth;
@@ -28,24 +30,6 @@ constexpr std::int32_t kPair = 2 * kWidth;
 constexpr std::int32_t kStep = 8 * kWidth;  // searched at once, and mostly without a hit
 constexpr std::int32_t kBlock = 1024;  // floats added in single precision before going to double
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// exp(x) for x <= 0 with a relative error below 2e-7; 0 below -87 (and for -inf).
-inline Floats exp_nonpositive(const Floats& x) {
-  const Floats least = all<Floats>(-87.0f);
-  const Floats clamped = select(x < least, least, x);
-  const Floats shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
-  const Floats n = shifted - 12582912.0f;
-  const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  // In pairs, not one term after the other: the loop waits for this chain more than for anything.
-  const Floats square = r * r;
-  const Floats first = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  const Floats second = r * 8.3334519073e-3f + 4.1665795894e-2f;
-  const Floats third = r * 1.6666665459e-1f + 5.0000001201e-1f;
-  const Floats p = ((first * square + second) * square + third) * square + (r + 1.0f);
-  // The low bits of `shifted` hold n; the shift drops all others. NaN passes through p.
-  const Words exponent = (bits_as<Words>(shifted) << 23) + (127u << 23);
-  return select(x < least, Floats{}, p * bits_as<Floats>(exponent));
-}
 
 // Sum over i < n of term(part), where part(x) gives the lanes of x at hand.
 template <class Term>
@@ -172,8 +156,8 @@ double sum_at_least(const float* x, std::int32_t n, float threshold) {
 }
 
 SPECDEC_CLONES
-double exp_shifted(const float* x, std::int32_t n, float shift, float scale, float* out) {
-  const auto exp = [=](const Floats& value) { return exp_nonpositive((value - shift) * scale); };
+double exp2_shifted(const float* x, std::int32_t n, float shift, float scale, float* out) {
+  const auto exp = [=](const Floats& value) { return exp2_nonpositive((value - shift) * scale); };
   double total = 0;
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
     const std::int32_t end = std::min(n, begin + kBlock);
@@ -201,15 +185,15 @@ double exp_shifted(const float* x, std::int32_t n, float shift, float scale, flo
 }
 
 SPECDEC_CLONES
-double exp_sum(const float* x, std::int32_t n, float shift) {
+double exp2_sum(const float* x, std::int32_t n, float shift, float scale) {
   const std::int32_t whole = n - n % kWidth;
   const double total = sum_of(whole, [=](std::int32_t i, auto part) {
-    return exp_nonpositive(part(x + i) - shift);
+    return exp2_nonpositive((part(x + i) - shift) * scale);
   });
   float rest[kWidth];  // what there is not weighs nothing
   std::fill_n(rest, kWidth, -kInfinity);
   std::copy_n(x + whole, n - whole, rest);
-  const Floats last = exp_nonpositive(load(rest) - shift);
+  const Floats last = exp2_nonpositive((load(rest) - shift) * scale);
   float sum = 0;
   for (int j = 0; j < kWidth; ++j) sum += last[j];
   return total + sum;

@@ -36,11 +36,12 @@ double sum(const float* x, std::int32_t n);
 // Sum of those x[i] that are at least threshold.
 double sum_at_least(const float* x, std::int32_t n, float threshold);
 
-// out[i] = exp((x[i] - shift) * scale), zero below exp(-87); returns the sum. out may be x.
-double exp_shifted(const float* x, std::int32_t n, float shift, float scale, float* out);
+// out[i] = 2^((x[i] - shift) * scale), zero below 2^-126, for x[i] <= shift; returns the sum. out may
+// be x.
+double exp2_shifted(const float* x, std::int32_t n, float shift, float scale, float* out);
 
-// Sum of exp(x[i] - shift), x[i] <= shift.
-double exp_sum(const float* x, std::int32_t n, float shift);
+// Sum of the same.
+double exp2_sum(const float* x, std::int32_t n, float shift, float scale);
 
 // Sum of min(a * x[i], b * y[i]).
 double overlap(const float* x, float a, const float* y, float b, std::int32_t n);
@@ -70,6 +71,11 @@ void race_words(std::uint64_t seed, std::uint64_t position, std::int32_t first, 
 // E[i] is the Exp(1) variate that words[i] stands for. Equal scores stay in their order.
 void race(const float* weights, const std::uint32_t* words, std::int32_t n, std::int32_t first,
           Ranked* best, std::int32_t m);
+
+// The same of the weights that exp2_shifted(x, n, shift, scale) would give, without making those
+// that cannot win.
+void race_exp2(const float* x, float shift, float scale, const std::uint32_t* words,
+               std::int32_t n, std::int32_t first, Ranked* best, std::int32_t m);
 
 }  // namespace kernels
 }  // namespace specdec

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "clones.h"
+#include "exp2.h"
 #include "kernels.h"
 #include "lanes.h"
 #include "noise.h"
@@ -13,10 +14,13 @@ using lanes::any;
 using lanes::bits_as;
 using lanes::convert;
 using lanes::count_up;
+using lanes::exp2_bound;
+using lanes::exp2_nonpositive;
 using lanes::Floats;
 using lanes::Ints;
 using lanes::kWidth;
 using lanes::load;
+using lanes::load_part;
 using lanes::Longs;
 using lanes::select;
 using lanes::store;
@@ -80,6 +84,53 @@ inline void philox_lanes(std::uint32_t first, std::uint32_t c1, std::uint64_t po
   word[3] = convert<Words>(w3);
 }
 
+// What the elements of a race are, as weights: themselves, or exponents of 2.
+struct Weights {
+  SPECDEC_INLINE Floats bound(const Floats& x) const { return x; }
+  SPECDEC_INLINE float exact(float x) const { return x; }
+};
+struct Exponents {
+  float shift, scale;
+  SPECDEC_INLINE Floats bound(const Floats& x) const { return exp2_bound((x - shift) * scale); }
+  SPECDEC_INLINE float exact(float x) const {
+    return exp2_nonpositive((all<Floats>(x) - shift) * scale)[0];
+  }
+};
+
+// Losers need no logarithm: E = -log(1 - f) is at least f, so a token can only win if its
+// weight / f beats the best so far. The few that pass are compared by their exact scores, hence
+// the winner is the one that all exact scores would give. Nor do they need their exact weight.
+template <class Kind>
+SPECDEC_INLINE void race_of(const Kind& kind, const float* x, const std::uint32_t* words,
+                            std::int32_t n, std::int32_t first, Ranked* best, std::int32_t m) {
+  // f is cut to 24 bits, and the bar lowered by more than the rounding errors of scores and bounds.
+  constexpr float kBar = 0.9999f * 0x1p-24f;
+  for (std::int32_t begin = 0; begin < n; begin += kStep) {
+    const std::int32_t end = std::min(n, begin + kStep);
+    float bar = best[m - 1].value * kBar;
+    if (end - begin == kStep) {
+      Ints passed{};
+      for (std::int32_t i = begin; i < end; i += kWidth) {
+        const Floats f = convert<Floats>(bits_as<Ints>(load(words + i) >> 8));
+        passed = passed | (kind.bound(load(x + i)) > f * bar);
+      }
+      if (!any(passed)) continue;  // nearly always
+    }
+    for (std::int32_t part = begin; part < end; part += kWidth) {
+      const std::int32_t count = std::min(kWidth, end - part);
+      const Floats bounds = kind.bound(load_part(x + part, count));
+      for (std::int32_t j = 0; j < count; ++j) {
+        const std::uint32_t word = words[part + j];
+        if (!(bounds[j] > static_cast<float>(word >> 8) * bar)) continue;
+        const float score = kind.exact(x[part + j]) / exponential(all<Words>(word))[0];
+        if (!(score > best[m - 1].value)) continue;
+        rank(best, m, {score, first + part + j});
+        bar = best[m - 1].value * kBar;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 // Id 32 * g + 8 * k + j has word k of counter 8 * g + j: 32 successive ids take all the words of 8
@@ -95,33 +146,16 @@ void race_words(std::uint64_t seed, std::uint64_t position, std::int32_t first, 
   }
 }
 
-// Losers need no logarithm: E = -log(1 - f) is at least f, so a token can only win if its
-// weight / f beats the best so far. The few that pass are compared by their exact scores, hence
-// the winner is the one that all exact scores would give.
 SPECDEC_CLONES
 void race(const float* weights, const std::uint32_t* words, std::int32_t n, std::int32_t first,
           Ranked* best, std::int32_t m) {
-  // f is cut to 24 bits, and the bar lowered by more than the rounding errors of both scores.
-  constexpr float kBar = 0.9999f * 0x1p-24f;
-  for (std::int32_t begin = 0; begin < n; begin += kStep) {
-    const std::int32_t end = std::min(n, begin + kStep);
-    float bar = best[m - 1].value * kBar;
-    if (end - begin == kStep) {
-      Ints passed{};
-      for (std::int32_t i = begin; i < end; i += kWidth) {
-        const Floats f = convert<Floats>(bits_as<Ints>(load(words + i) >> 8));
-        passed = passed | (load(weights + i) > f * bar);
-      }
-      if (!any(passed)) continue;  // nearly always
-    }
-    for (std::int32_t i = begin; i < end; ++i) {
-      if (!(weights[i] > static_cast<float>(words[i] >> 8) * bar)) continue;
-      const float score = weights[i] / exponential(all<Words>(words[i]))[0];
-      if (!(score > best[m - 1].value)) continue;
-      rank(best, m, {score, first + i});
-      bar = best[m - 1].value * kBar;
-    }
-  }
+  race_of(Weights{}, weights, words, n, first, best, m);
+}
+
+SPECDEC_CLONES
+void race_exp2(const float* x, float shift, float scale, const std::uint32_t* words,
+               std::int32_t n, std::int32_t first, Ranked* best, std::int32_t m) {
+  race_of(Exponents{shift, scale}, x, words, n, first, best, m);
 }
 
 }  // namespace specdec::kernels

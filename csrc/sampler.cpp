@@ -11,6 +11,8 @@
 namespace specdec {
 namespace {
 
+constexpr float kLog2E = 1.44269504f;
+
 // Where token stands in the row, or -1.
 std::int32_t index_in(const LogitRow& row, std::int32_t token) {
   if (row.ids == nullptr) return token < row.size ? token : -1;
@@ -125,14 +127,14 @@ std::int32_t Sampler::best(const LogitRow& row, std::int32_t n, std::int32_t* to
 void Sampler::confidences(const LogitRow& row, const std::int32_t* tokens, std::int32_t n,
                           float* probabilities) const {
   const float greatest = row.logits[index_in(row, tokens[0])];
-  const double total = kernels::exp_sum(row.logits, row.size, greatest);
+  const double total = kernels::exp2_sum(row.logits, row.size, greatest, kLog2E);
   for (std::int32_t i = 0; i < n; ++i) {
     const float logit = row.logits[index_in(row, tokens[i])];
     probabilities[i] = static_cast<float>(std::exp(double{logit} - greatest) / total);
   }
 }
 
-void Sampler::distribution(const LogitRow& row, bool in_place, Distribution& out) {
+void Sampler::distribution(const LogitRow& row, bool in_place, Distribution& out, bool race) {
   if (options_.greedy()) {
     out.hold_one(argmax(row));
     return;
@@ -140,12 +142,21 @@ void Sampler::distribution(const LogitRow& row, bool in_place, Distribution& out
   adjust(row);
   const float greatest = kernels::max(row.logits, row.size);
   // Bounded, as 0 * inf is no number: beyond that only the greatest logit counts anyway.
-  const auto scale = static_cast<float>(std::min(1.0 / options_.temperature, 1e30));
+  const auto scale = static_cast<float>(std::min(1.0 / options_.temperature, 1e30)) * kLog2E;
+  if (race && !truncates(row.size)) {
+    if (!std::isfinite(greatest)) throw_bad_logits();
+    out.refer_logits(row.logits, row.size, row.ids, greatest, scale);
+    return;
+  }
   float* weights = in_place ? row.logits : out.storage(row.size);
-  const double total = kernels::exp_shifted(row.logits, row.size, greatest, scale, weights);
+  const double total = kernels::exp2_shifted(row.logits, row.size, greatest, scale, weights);
   if (!std::isfinite(total) || !(total > 0)) throw_bad_logits();
   out.refer(weights, row.size, row.ids, total);
-  truncate(out);
+  if (truncates(row.size)) truncate(out);
+}
+
+bool Sampler::truncates(std::int32_t size) const {
+  return (options_.top_k > 0 && options_.top_k < size) || options_.top_p < 1 || options_.min_p > 0;
 }
 
 double Sampler::rank_bar(const Distribution& row) {
@@ -205,7 +216,6 @@ void Sampler::truncate(Distribution& out) {
   const bool by_rank = options_.top_k > 0 && options_.top_k < out.size();
   const bool by_mass = options_.top_p < 1;
   const bool by_ratio = options_.min_p > 0;
-  if (!by_rank && !by_mass && !by_ratio) return;
 
   // The greatest weight is 1. Tokens lighter than `bar` are cut for certain; few others remain.
   double bar = by_rank ? rank_bar(out) : options_.min_p;

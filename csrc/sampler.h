@@ -50,7 +50,8 @@ class Sampler {
 
   // The row's distribution. In place: `out` refers to row.logits, which become weights, unless
   // truncation leaves few of them. Otherwise the weights are out's own and the row may be reused.
-  void distribution(const LogitRow& row, bool in_place, Distribution& out);
+  // For a race alone `out` may refer to the row's logits, whatever in_place is.
+  void distribution(const LogitRow& row, bool in_place, Distribution& out, bool race = false);
 
   // The token that follows is conditioned on `token` too; unsee() takes back the latest ones.
   void see(std::int32_t token);
@@ -59,6 +60,7 @@ class Sampler {
  private:
   bool penalises() const;
   void adjust(const LogitRow& row);  // biases and penalties, on the logits themselves
+  bool truncates(std::int32_t size) const;
   void truncate(Distribution& out);
   double rank_bar(const Distribution& row);  // at least top_k weights are at least this
   double mass_bar(const Distribution& row);  // the nucleus lies above this

@@ -262,7 +262,10 @@ def block_odds(
     draft_tokens: npt.NDArray[np.int32],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
 def race_batch(
-    probs: npt.NDArray[np.float32], seeds: npt.NDArray[np.uint64], position: int
+    probs: npt.NDArray[np.float32],
+    seeds: npt.NDArray[np.uint64],
+    position: int,
+    logits: bool = False,
 ) -> npt.NDArray[np.int32]: ...
 def distribution_of(
     logits: npt.NDArray[np.float32],
