@@ -23,9 +23,6 @@ constexpr std::int32_t kScoreRow = kAttentionChunk + kLanes;  // a tile may star
 inline std::int32_t smaller_of(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
 inline std::int32_t greater_of(std::int32_t a, std::int32_t b) { return a > b ? a : b; }
 
-// exp(x) for x <= 0. Other than exp it keeps NaN, on all instruction sets.
-inline Floats exp_nonpositive(Floats x) { return fma(x, all(0.0f), exp(x)); }
-
 void rotate(const float* x, const float* cosine, const float* sine, std::int32_t head_dim,
             float scale, float* out) {
   const std::int32_t half = head_dim / 2;
@@ -195,12 +192,12 @@ void weigh(float* scores, std::int32_t n, float& greatest, float& total) {
   const Floats shift = all(greatest);
   Floats sum = all(0.0f);
   for (std::int32_t i = 0; i < whole; i += kLanes) {
-    const Floats weight = exp_nonpositive(subtract(load(scores + i), shift));
+    const Floats weight = exp(subtract(load(scores + i), shift));
     store(weight, scores + i);
     sum = add(sum, weight);
   }
   if (rest > 0) {
-    const Floats weight = keep_part(exp_nonpositive(subtract(load(scores + whole), shift)), rest,
+    const Floats weight = keep_part(exp(subtract(load(scores + whole), shift)), rest,
                                     all(0.0f));
     store(weight, scores + whole);
     sum = add(sum, weight);
@@ -345,7 +342,7 @@ void merge(const AttentionSum& into, const AttentionSum& next, std::int32_t head
   const float least = rises ? *into.greatest : *next.greatest;
   const float most = rises ? *next.greatest : *into.greatest;
   alignas(64) float lanes[kLanes];
-  store(exp_nonpositive(all(least - most)), lanes);
+  store(exp(all(least - most)), lanes);
   const Floats before = all(rises ? lanes[0] : 1.0f);
   const Floats after = all(rises ? 1.0f : lanes[0]);
   *into.greatest = most;

@@ -6,9 +6,10 @@
 namespace specdec::ops {
 namespace {
 
-// exp(x), x clamped to [-87, 88]; relative error below 2e-7.
+// exp(x), x clamped to [-87, 88]; relative error below 2e-7. NaN stays NaN: of greater and smaller it
+// is the second operand that does, on all instruction sets.
 inline Floats exp(Floats x) {
-  x = smaller(greater(x, all(-87.0f)), all(88.0f));
+  x = smaller(all(88.0f), greater(all(-87.0f), x));
   const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Floats shifted = fma(x, all(1.44269504f), magic);
   const Floats n = subtract(shifted, magic);
