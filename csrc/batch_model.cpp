@@ -1,12 +1,24 @@
 #include "batch_model.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "clock.h"
 #include "error.h"
 
 namespace specdec {
+
+std::vector<double> split_step(const StepCosts& costs, const std::vector<std::int32_t>& rows) {
+  const std::int32_t width = std::accumulate(rows.begin(), rows.end(), 0);
+  const double narrowest = costs.target(1);
+  const double row = width > 1 ? (costs.target(width) - narrowest) / (width - 1) : 0;
+  const double even = (narrowest - row) / static_cast<double>(rows.size());
+  const double whole = narrowest + row * (width - 1);
+  std::vector<double> shares;
+  for (const std::int32_t own : rows) shares.push_back((even + row * own) / whole);
+  return shares;
+}
 
 BatchModel::BatchModel(const Sizes& sizes, Decoder::Run run)
     : sizes_(sizes), run_(std::move(run)), costs_(std::max(sizes.max_width, 1)) {
@@ -52,20 +64,12 @@ void BatchModel::run(StepPart* parts, std::int32_t count) {
     Stopwatch watch(seconds);
     run_(width, first_);
   }
-  split(parts, count, width, seconds);
-}
-
-// What a step costs however few rows it has is split evenly, the rest by rows. So a sequence that
-// weighs one more row against its tokens sees what the row adds for all, and the sum of what all see
-// is what the step cost.
-void BatchModel::split(StepPart* parts, std::int32_t count, std::int32_t width, double seconds) {
   costs_.add_target(width, seconds);
-  const double narrowest = costs_.target(1);
-  const double row = width > 1 ? (costs_.target(width) - narrowest) / (width - 1) : 0;
-  const double even = (narrowest - row) / count;
-  const double whole = even * count + row * width;
+  std::vector<std::int32_t> rows;
+  for (std::int32_t i = 0; i < count; ++i) rows.push_back(parts[i].n);
+  const std::vector<double> shares = split_step(costs_, rows);
   for (std::int32_t i = 0; i < count; ++i) {
-    parts[i].share = (even + row * parts[i].n) / whole;
+    parts[i].share = shares[static_cast<std::size_t>(i)];
     parts[i].seconds = seconds * parts[i].share;
   }
 }

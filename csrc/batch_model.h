@@ -30,6 +30,11 @@ struct StepPart {
   }
 };
 
+// The share of a step's cost for each of its parts, of which `rows` are given: what a step costs
+// however few rows it has is split evenly, the rest by rows. So a sequence that weighs one more row
+// against its tokens sees what the row adds for all, and the shares add up to 1.
+std::vector<double> split_step(const StepCosts& costs, const std::vector<std::int32_t>& rows);
+
 // A model whose graph is told of each row where it stands (`rows`), and the buffers that it is run
 // on: one step may have rows of several sequences. A row's bits do not depend on the others.
 //
@@ -74,7 +79,6 @@ class BatchModel {
 
  private:
   void place(const StepPart& part, std::int32_t width);
-  void split(StepPart* parts, std::int32_t count, std::int32_t width, double seconds);
 
   Sizes sizes_;
   Decoder::Run run_;

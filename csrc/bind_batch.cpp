@@ -170,6 +170,7 @@ void bind_batch(py::module_& m) {
   m.def("new_attached_sequence_decoders", &make_attached_sequences, py::kw_only(),
         py::arg("vocabulary"), py::arg("head_ids"), py::arg("targets"), py::arg("target_layers"),
         py::arg("context"), py::arg("run"));
+  m.def("split_step", &split_step, py::arg("costs"), py::arg("rows"));
   py::class_<Batch>(m, "Batch")
       .def(py::init([](std::vector<std::shared_ptr<Engine>> engines) {
              return std::make_unique<Batch>(std::move(engines), &is_interrupt);

@@ -113,6 +113,18 @@ def test_a_long_prompt_does_not_hold_up_the_others() -> None:
     assert max(rows[1] for rows in batch.target.steps) == 64
 
 
+def test_long_prompts_together_leave_room_for_the_others() -> None:
+    batch = Batch(6)
+    option = stream_options(temperature=0, max_tokens=200)
+    batch.engines[0].start([1, 2], option)
+    batch.core.round()
+    for engine in batch.engines[1:]:
+        engine.start(PROMPTS[2], option)
+    while any(outcome is None for outcome in batch.core.round()):
+        assert batch.engines[0].totals.rounds == len(batch.target.steps) - 1
+    assert max(map(sum, batch.target.steps)) == 128
+
+
 @pytest.mark.parametrize("kind", [None, "near", "near attached"])
 def test_an_error_of_one_sequence_does_not_lose_the_others(kind: str | None) -> None:
     options = options_of("greedy", temperature=0)
@@ -217,17 +229,18 @@ def test_a_prompt_that_is_cancelled_in_its_prefill() -> None:
 
 
 def test_the_share_of_a_step_is_what_its_rows_add() -> None:
-    """And an equal part of what any step costs: by rows alone it would be 1 to 4."""
-    batch = Batch(2, "near attached")
-    batch.target.before_run = lambda sequences: time.sleep(0.004)
-    option = stream_options(temperature=0, max_tokens=400)
-    for engine, k in zip(batch.engines, (1, 7), strict=True):
-        engine.set_draft_length(k)
-        engine.start([1, 2, 3], option)
-    for _ in range(25):
-        batch.core.round()
-    few, many = (engine.totals.verify_seconds for engine in batch.engines)
-    assert 0.5 < few / many <= 1
+    """And an equal part of what any step costs. By rows alone it would be 1 to 4."""
+    base, row = 0.003, 0.0003
+    costs = _core.StepCosts(64)
+    for turn in range(40):
+        rows = 1 + 7 * turn % 31
+        costs.add_target(rows, base + row * rows)
+    for parts in ([2, 8], [1], [1, 1, 1], [5, 1, 30, 1]):
+        shares = _core.split_step(costs, parts)
+        whole = base + row * sum(parts)
+        expected = [(base / len(parts) + row * own) / whole for own in parts]
+        assert shares == pytest.approx(expected, rel=0.03)
+        assert sum(shares) == pytest.approx(1)
 
 
 def test_auto_drafts_where_that_pays() -> None:
