@@ -30,6 +30,7 @@ constexpr double kPlainGain = 400;     // and rounds more for each token that dr
 AutoPolicy::AutoPolicy(std::int32_t longest, std::int32_t rows)
     : costs_(rows),
       acceptance_(std::max(longest, 1)),
+      looked_up_(std::max(longest, 1)),
       purse_(kFirstPurse),
       probe_purse_(kFirstProbes) {}
 
@@ -37,6 +38,7 @@ void AutoPolicy::start_stream() {
   first_ = true;
   costs_.pause();
   acceptance_.fade(kStreamWeight);
+  looked_up_.fade(kStreamWeight);
   probe_purse_ = std::min(probe_purse_ + kStreamProbes, kMostProbes);
 }
 
@@ -48,9 +50,9 @@ double AutoPolicy::rate() const {
   double tokens = 1;
   double reached = 1;
   for (std::int32_t k = 1; k <= limits_.depth; ++k) {
-    reached *= acceptance_.next(k - 1, AcceptanceModel::kUnsure);
+    reached *= source().next(k - 1, AcceptanceModel::kUnsure);
     tokens += worth(k - 1, reached);
-    const double seconds = costs_.target(1 + k) + k * costs_.draft();
+    const double seconds = costs_.target(1 + k) + k * draft_cost();
     best = std::max(best, tokens * plain / seconds);
   }
   const double blend = (tokens_ + best * kRateWeight) / (steps_ + kRateWeight);
@@ -59,8 +61,10 @@ double AutoPolicy::rate() const {
 
 // Tokens that a draft brings whose chance to be reached and accepted, draft by draft, is `reached`.
 double AutoPolicy::worth(std::int32_t depth, double reached) const {
-  return block_ ? reached * acceptance_.block(depth) : reached;
+  return block_ ? reached * source().block(depth) : reached;
 }
+
+double AutoPolicy::draft_cost() const { return plan_.lookup ? 0 : costs_.draft(); }
 
 double AutoPolicy::rows_cost(std::int32_t rows, std::int32_t more) const {
   return rate_ * (costs_.target(rows + more) - costs_.target(rows));
@@ -86,7 +90,7 @@ AutoPolicy::Outlook AutoPolicy::outlook(std::int32_t depth, double reached, floa
   for (std::int32_t i = depth; i < plan_.depth && reached > kHopeless; ++i) {
     const std::int32_t first = rows;
     ++rows;
-    gain -= rate_ * costs_.draft();
+    gain -= rate_ * draft_cost();
     for (std::int32_t j = 1; j < width; ++j) {
       const double worth = reached * mean_sibling_[j];
       if (choosing && (rows > limits_.nodes || worth <= rows_cost(rows, 1))) break;
@@ -94,7 +98,7 @@ AutoPolicy::Outlook AutoPolicy::outlook(std::int32_t depth, double reached, floa
       ++rows;
     }
     if (rows - 1 > limits_.nodes) break;
-    reached *= acceptance_.next(i, i == depth ? before : AcceptanceModel::kUnsure);
+    reached *= source().next(i, i == depth ? before : AcceptanceModel::kUnsure);
     gain += worth(i, reached);
     cost += rows_cost(first, rows - first);
     if (i == depth || gain - cost > best.gain) best = {gain - cost, i + 1 - depth};
@@ -118,10 +122,42 @@ DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
   plan_.width = std::clamp(width, 1, std::max(limits.width, 1));
   plan_.probabilities = plan_.width;
   block_ = limits.blocks && (plan_.width == 1 || fixed_width_ == kAuto);
+  plan_.lookup = false;
   rate_ = rate();
   if (block_ && plan_.width > 1) choose_width();
   plan_.depth = choose_depth();
+  if (limits.lookup > 0 && costs_.runs(1) > 0 && purse_ > 0) choose_lookup();
   return plan_;
+}
+
+// What was looked up, where that is worth more than the plan.
+void AutoPolicy::choose_lookup() {
+  const bool drafts = plan_.depth > 0 && !probing_;
+  const double model =
+      drafts ? outlook(0, 1, AcceptanceModel::kUnsure, 1).gain : 0.0;
+  const DraftPlan plan = plan_;
+  const bool block = block_;
+  plan_ = {limits_.depth, 1, 1, true};
+  block_ = limits_.blocks;
+  double reached = 1;
+  double tokens = 0;
+  double best = 0;
+  for (std::int32_t i = 0; i < limits_.depth && reached > kHopeless; ++i) {
+    reached *= looked_up_.chain(i, limits_.lookup);
+    tokens += worth(i, reached);
+    const double gain = tokens - rows_cost(1, i + 1);
+    if (i == 0 || gain > best) best = gain;
+  }
+  if (best > model && since_plain_ <= kPlainEvery + kPlainGain * best) {
+    probing_ = false;
+    return;
+  }
+  if (best <= 0 && !drafts && !probing_ && probes(best)) {
+    plan_.depth = 1;
+    return;
+  }
+  plan_ = plan;
+  block_ = block;
 }
 
 // Siblings, or a chain that is verified as a block.
@@ -145,7 +181,7 @@ std::int32_t AutoPolicy::choose_depth() {
     probing_ = true;
     std::int32_t k = 0;
     for (double reached = 1; k < std::min(kFirstMost, most); ++k) {
-      reached *= acceptance_.next(k, AcceptanceModel::kUnsure);
+      reached *= source().next(k, AcceptanceModel::kUnsure);
       if (reached < kFirstReach) break;
     }
     return k;
@@ -165,11 +201,11 @@ Branch AutoPolicy::branch(std::int32_t depth, const float* probabilities, std::i
     position.confidences[i] =
         probabilities == nullptr ? AcceptanceModel::kUnsure : probabilities[i];
     double& mean = mean_sibling_[i];
-    if (i > 0) mean += kSiblingRate * (acceptance_.sibling(position.confidences[i]) - mean);
+    if (i > 0) mean += kSiblingRate * (source().sibling(position.confidences[i]) - mean);
   }
   const float confidence = position.confidences[0];
   const double before = reached_;
-  reached_ *= acceptance_.chain(depth, confidence);
+  reached_ *= source().chain(depth, confidence);
 
   const std::int32_t room = limits_.nodes - (rows_ - 1);
   Branch result{1, depth + 1 < plan_.depth && room > 1};
@@ -203,7 +239,7 @@ std::int32_t AutoPolicy::siblings(const Position& position, double before,
   std::int32_t count = 0;
   std::int32_t rows = rows_ + 1 + behind;
   while (count + 1 < position.candidates && rows <= limits_.nodes) {
-    const double chance = acceptance_.sibling(position.confidences[count + 1]);
+    const double chance = source().sibling(position.confidences[count + 1]);
     if (before * chance <= rows_cost(rows, 1)) break;
     ++count;
     ++rows;
@@ -215,7 +251,7 @@ void AutoPolicy::observe(const RoundOutcome& outcome) {
   const auto steps = static_cast<std::int32_t>(positions_.size());
   if (!first_) {
     costs_.add_target(outcome.rows, outcome.target_seconds);
-    if (steps > 0) costs_.add_draft(outcome.draft_seconds / steps);
+    if (steps > 0 && !plan_.lookup) costs_.add_draft(outcome.draft_seconds / steps);
   }
   first_ = false;
   if (outcome.by_token != nullptr) {
@@ -223,11 +259,11 @@ void AutoPolicy::observe(const RoundOutcome& outcome) {
   } else {
     learn(outcome);
   }
-  acceptance_.end_round(steps);
+  source().end_round(steps);
   const bool sibling = outcome.accepted < outcome.drafted && outcome.chosen > 0 &&
                        outcome.chosen < positions_[outcome.accepted].nodes;
   const double tokens = 1 + outcome.accepted + (sibling ? 1 : 0);
-  const double seconds = costs_.target(outcome.rows) + steps * costs_.draft();
+  const double seconds = costs_.target(outcome.rows) + steps * draft_cost();
   account(tokens, seconds / costs_.target(1));
   if (outcome.rows == 1) since_plain_ = 0;
 }
@@ -239,14 +275,14 @@ void AutoPolicy::learn(const RoundOutcome& outcome) {
     const Position& position = positions_[i];
     const float confidence = position.confidences[0];
     const bool accepted = i < outcome.accepted;
-    acceptance_.add_next(i, before, accepted ? 1 : 0);
+    source().add_next(i, before, accepted ? 1 : 0);
     const bool all = outcome.all_compared && (accepted || outcome.chosen != RoundOutcome::kUnknown);
     const std::int32_t compared = all ? position.candidates : position.nodes;
     if (compared > 0) {
-      acceptance_.add_chain(i, confidence, accepted || outcome.chosen == 0 ? 1 : 0);
+      source().add_chain(i, confidence, accepted || outcome.chosen == 0 ? 1 : 0);
     }
     for (std::int32_t j = 1; j < compared; ++j) {
-      acceptance_.add_sibling(position.confidences[j], !accepted && outcome.chosen == j);
+      source().add_sibling(position.confidences[j], !accepted && outcome.chosen == j);
     }
     before = confidence;
   }
@@ -265,10 +301,10 @@ void AutoPolicy::learn_block(const RoundOutcome& outcome) {
     const bool checked = i < outcome.drafted;
     const double next = checked ? outcome.by_token[i] - so_far : 0;
     const double accepted = std::clamp(next / reached, 0.0, 1.0);
-    acceptance_.add_next(i, before, accepted, reached);
+    source().add_next(i, before, accepted, reached);
     if (!checked) break;
-    acceptance_.add_chain(i, confidence, accepted, reached);
-    acceptance_.add_block(i, outcome.by_block[i] - block_so_far, next);
+    source().add_chain(i, confidence, accepted, reached);
+    source().add_block(i, outcome.by_block[i] - block_so_far, next);
     so_far = outcome.by_token[i];
     block_so_far = outcome.by_block[i];
     reached = next;

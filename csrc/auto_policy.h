@@ -103,11 +103,16 @@ class AutoPolicy final : public DraftPolicy {
   void learn(const RoundOutcome& outcome);
   void learn_block(const RoundOutcome& outcome);
   void choose_width();
+  void choose_lookup();
+  AcceptanceModel& source() { return plan_.lookup ? looked_up_ : acceptance_; }
+  const AcceptanceModel& source() const { return plan_.lookup ? looked_up_ : acceptance_; }
+  double draft_cost() const;
   double worth(std::int32_t depth, double reached) const;
   void account(double tokens, double plain_steps);
 
   StepCosts costs_;
   AcceptanceModel acceptance_;
+  AcceptanceModel looked_up_;  // of drafts that were looked up, which cost no step of the drafter
   bool first_ = true;  // the round is a stream's first
 
   std::int32_t fixed_width_ = 1;

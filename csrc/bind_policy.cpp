@@ -37,11 +37,13 @@ void bind_policy(py::module_& m) {
       .def(
           "begin",
           [](AutoPolicy& self, std::int32_t depth, std::int32_t nodes, std::int32_t width,
-             bool blocks) {
-            const DraftPlan plan = self.begin({depth, nodes, width, blocks});
+             bool blocks, float lookup) -> py::tuple {
+            const DraftPlan plan = self.begin({depth, nodes, width, blocks, lookup});
+            if (lookup > 0) return py::make_tuple(plan.depth, plan.width, plan.lookup);
             return py::make_tuple(plan.depth, plan.width, plan.probabilities);
           },
-          py::arg("depth"), py::arg("nodes"), py::arg("width"), py::arg("blocks") = false)
+          py::arg("depth"), py::arg("nodes"), py::arg("width"), py::arg("blocks") = false,
+          py::arg("lookup") = 0.0f)
       .def("branch", &branch, py::arg("depth"), py::arg("probabilities"), py::arg("n") = 1)
       .def(
           "observe",

@@ -283,6 +283,9 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<std::shared_ptr<AttachedSequenceDecoder>>(), py::arg("decoder").none(false));
   py::class_<NgramDrafter, Drafter, std::shared_ptr<NgramDrafter>>(m, "NgramDrafter")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("min_match"), py::arg("max_match"));
+  py::class_<MixedDrafter, Drafter, std::shared_ptr<MixedDrafter>>(m, "MixedDrafter")
+      .def(py::init<std::shared_ptr<Drafter>, std::int32_t, std::int32_t>(),
+           py::arg("model").none(false), py::arg("min_match"), py::arg("max_match"));
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init<std::shared_ptr<Decoder>, std::shared_ptr<Drafter>>(),

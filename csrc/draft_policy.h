@@ -13,6 +13,8 @@ struct DraftLimits {
   // Whether chains are verified as blocks, which accepts more of their drafts; with siblings drafts
   // are checked one by one.
   bool blocks = false;
+  // How sure the drafter is of a continuation that it looked up and that costs no step; 0: none.
+  float lookup = 0;
 };
 
 // What a round is to be, as far as that is known before it.
@@ -22,6 +24,7 @@ struct DraftPlan {
   // How many of a position's probabilities branch() reads, `width` or more; 0: none. To find them
   // costs a pass over the logits.
   std::int32_t probabilities;
+  bool lookup = false;  // draft what was looked up, else what the model says
 };
 
 // What becomes of one position: `nodes` of its candidates are checked by the target, and the round
@@ -58,11 +61,9 @@ class FixedDraft final : public DraftPolicy {
  public:
   FixedDraft(std::int32_t depth, std::int32_t width) : depth_(depth), width_(width) {}
 
-  DraftPlan begin(const DraftLimits& limits) override {
-    plan_ = {std::min(depth_, limits.depth), std::min(width_, limits.width), 0};
-    nodes_left_ = limits.nodes;
-    return plan_;
-  }
+  // Not inline: GCC 12 guesses that the engine's policy may be of this type, and then takes what it
+  // would write into another type's place for a mistake.
+  DraftPlan begin(const DraftLimits& limits) override;
 
   Branch branch(std::int32_t depth, const float*, std::int32_t n) override {
     const std::int32_t behind = plan_.depth - depth - 1;

@@ -40,6 +40,10 @@ class Drafter {
   // Goes on with the rows of the step that it waited for; as begin().
   virtual std::optional<StepRequest> take(const LogitRows&) { return {}; }
 
+  // How sure it is, as a probability, of what it looked up for the sequence; 0: nothing, or nothing
+  // beside what begin() gives anyway.
+  virtual float lookup(const Sequence&) { return 0; }
+
   // Forgets every token from position `length` on.
   virtual void rollback(std::int32_t length) = 0;
 
@@ -108,6 +112,13 @@ class NgramDrafter final : public Drafter {
   void rollback(std::int32_t) override {}  // indexes committed tokens alone
   std::int32_t widest() const override { return 1; }
 
+  // Where the text goes on as it did before, and how sure that is.
+  struct Match {
+    std::int32_t follower;  // position of the token that followed then
+    float sure;             // 0: there is none
+  };
+  Match find(const Sequence& sequence);
+
  private:
   void index(const std::vector<std::int32_t>& tokens);
 
@@ -116,6 +127,27 @@ class NgramDrafter final : public Drafter {
   std::int32_t indexed_ = 0;  // tokens whose n-grams are in the index
   // [n - min_match]: hash of an n-gram -> where the token after it stands, latest wins.
   std::vector<std::unordered_map<std::uint64_t, std::int32_t>> followers_;
+};
+
+// What was looked up in the text where the policy wants that, which costs no step; else a model's
+// drafts.
+class MixedDrafter final : public Drafter {
+ public:
+  MixedDrafter(std::shared_ptr<Drafter> model, std::int32_t min_match, std::int32_t max_match)
+      : model_(std::move(model)), ngram_(min_match, max_match) {}
+
+  void start(const Sequence& sequence, const std::function<bool()>& stop) override;
+  std::optional<StepRequest> begin(const Sequence& sequence, const DraftRequest& request,
+                                   Sampler& sampler, Proposal& proposal) override;
+  std::optional<StepRequest> take(const LogitRows& rows) override { return model_->take(rows); }
+  float lookup(const Sequence& sequence) override { return ngram_.find(sequence).sure; }
+  void rollback(std::int32_t length) override { model_->rollback(length); }
+  std::int32_t widest() const override { return model_->widest(); }
+  double run_seconds() const override { return model_->run_seconds(); }
+
+ private:
+  std::shared_ptr<Drafter> model_;
+  NgramDrafter ngram_;
 };
 
 }  // namespace specdec

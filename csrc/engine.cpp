@@ -209,7 +209,7 @@ void Engine::take(const LogitRows& rows, double seconds) {
 
 RoundResult Engine::end_round() { return std::move(result_); }
 
-DraftLimits Engine::limits() const {
+DraftLimits Engine::limits() {
   // A step's columns must fit into the context, and of the round's tokens, one more than there are
   // positions, neither that nor max_tokens may cut one off.
   const std::int32_t room = max_context() - sequence_.length() - 1;
@@ -218,7 +218,8 @@ DraftLimits Engine::limits() const {
   if (options_.max_tokens > 0) {
     depth = std::min(depth, options_.max_tokens - sequence_.generated() - 1);
   }
-  return {depth, nodes, widest_draft(), options_.rule == Rule::block};
+  const float lookup = drafter_ && draft_length_ == kAuto ? drafter_->lookup(sequence_) : 0;
+  return {depth, nodes, widest_draft(), options_.rule == Rule::block, lookup};
 }
 
 void Engine::propose() {

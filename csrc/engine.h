@@ -111,7 +111,7 @@ class Engine {
  private:
   class LazyRows;
 
-  DraftLimits limits() const;
+  DraftLimits limits();
   void propose();
   void end_drafting();
   void ask_target();

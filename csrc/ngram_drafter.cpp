@@ -40,28 +40,46 @@ void NgramDrafter::index(const std::vector<std::int32_t>& tokens) {
   }
 }
 
-void NgramDrafter::propose(const Sequence& sequence, const DraftRequest& request, Sampler&,
-                           Proposal& proposal) {
+NgramDrafter::Match NgramDrafter::find(const Sequence& sequence) {
   const std::vector<std::int32_t>& tokens = sequence.tokens();
   const std::int32_t length = sequence.length();
   index(tokens);
   for (std::int32_t n = std::min(max_match_, length); n >= min_match_; --n) {
     const auto& map = followers_[n - min_match_];
     const auto found = map.find(hash(tokens.data() + length - n, n));
-    if (found == map.end()) continue;
     // The longer the match the surer: by how much, the policy finds out.
-    const auto sure = static_cast<float>(1 - std::pow(0.6, n));
-    // Past the end of the text the drafts follow themselves: a period goes on.
-    for (std::int32_t i = 0; i < request.plan.depth; ++i) {
-      const Branch branch = request.policy.branch(i, &sure, 1);
-      const std::int32_t from = found->second + i;
-      const std::int32_t token = from < length ? tokens[from] : proposal.chain()[from - length];
-      proposal.next_distribution().hold_one(token);
-      proposal.push({{token}, 1, std::min(branch.nodes, 1)});
-      if (branch.nodes < 1 || !branch.go_on) return;
-    }
-    return;
+    if (found != map.end()) return {found->second, static_cast<float>(1 - std::pow(0.6, n))};
   }
+  return {0, 0};
+}
+
+void NgramDrafter::propose(const Sequence& sequence, const DraftRequest& request, Sampler&,
+                           Proposal& proposal) {
+  const Match match = find(sequence);
+  if (match.sure == 0) return;
+  // Past the end of the text the drafts follow themselves: a period goes on.
+  const std::int32_t length = sequence.length();
+  for (std::int32_t i = 0; i < request.plan.depth; ++i) {
+    const Branch branch = request.policy.branch(i, &match.sure, 1);
+    const std::int32_t from = match.follower + i;
+    const std::int32_t token =
+        from < length ? sequence.tokens()[from] : proposal.chain()[from - length];
+    proposal.next_distribution().hold_one(token);
+    proposal.push({{token}, 1, std::min(branch.nodes, 1)});
+    if (branch.nodes < 1 || !branch.go_on) return;
+  }
+}
+
+void MixedDrafter::start(const Sequence& sequence, const std::function<bool()>& stop) {
+  ngram_.start(sequence, stop);
+  model_->start(sequence, stop);
+}
+
+std::optional<StepRequest> MixedDrafter::begin(const Sequence& sequence,
+                                               const DraftRequest& request, Sampler& sampler,
+                                               Proposal& proposal) {
+  Drafter& source = request.plan.lookup ? static_cast<Drafter&>(ngram_) : *model_;
+  return source.begin(sequence, request, sampler, proposal);
 }
 
 }  // namespace specdec

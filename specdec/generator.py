@@ -67,6 +67,7 @@ class Generator:
         draft_width: int | str = "auto",
         acceptance: str = "block",
         max_context: int | None = None,
+        lookup: bool = True,
     ):
         """Load what is given by name or folder, and set up the caches.
 
@@ -81,6 +82,9 @@ class Generator:
                 and ``"greedy"`` is for temperature 0 alone.
             max_context: Tokens that prompt and text may have together; None takes the target's
                 whole context (memory is only used as it fills).
+            lookup: With a drafter model and a draft length of ``"auto"``: whether rounds may draft
+                what followed the last words before (as ``"ngram"`` does) where that is worth more
+                than what the model would draft. Texts of a batch draft from the model alone.
 
         Raises:
             InvalidInputError: A bad argument, or models that cannot go together.
@@ -98,6 +102,7 @@ class Generator:
         if max_context is not None:
             check_whole("max_context", max_context, 2, context, f"2 to {context} for this model")
         self._max_context = int(max_context or context)
+        self._lookup = lookup
         self.draft = _load_draft(draft)
         decoder = self.target.new_decoder(
             capacity=self._max_context, max_logit_rows=_core.MAX_DRAFT_LENGTH + 1
@@ -402,7 +407,12 @@ class Generator:
             return None
         if isinstance(self.draft, Ngram):
             return _core.NgramDrafter(self.draft.min_match, self.draft.max_match)
-        return new_model_drafter(self.target, decoder, self.draft, max_context=self._max_context)
+        context = self._max_context
+        model = new_model_drafter(self.target, decoder, self.draft, max_context=context)
+        if not self._lookup:
+            return model
+        ngram = Ngram()
+        return _core.MixedDrafter(model, ngram.min_match, ngram.max_match)
 
     def _new_drafters(
         self, decoders: Sequence[_core.SequenceDecoder]

@@ -179,3 +179,52 @@ class TestStepCosts:
             costs.add_target(2, 0.01)
             costs.add_draft(0.0)
         assert 0 <= costs.draft < 1e-4
+
+
+def lookups(accepted: float, model: float, rounds: int = 600) -> tuple[float, float]:
+    """Rounds of the last third that drafted what was looked up, as a share, and tokens per plain
+    step's time, where each of its drafts is accepted so often and each of the model's so often."""
+    rng = random.Random(5)
+    policy = new_policy()
+    policy.start_stream()
+    tokens = seconds = 0.0
+    used = 0
+    for turn in range(rounds):
+        depth, width, lookup = policy.begin(MAX_DEPTH, MAX_ROWS - 1, 1, False, 0.8)
+        assert width == 1
+        chance = accepted if lookup else model
+        used += bool(lookup and depth > 0 and turn >= rounds * 2 // 3)
+        drafted, steps, go_on = 0, 0, depth > 0
+        while go_on:
+            checked, go_on = policy.branch(steps, [0.8 if lookup else model])
+            steps, drafted = steps + 1, drafted + checked
+        taken = 0
+        while taken < drafted and rng.random() < chance:
+            taken += 1
+        target, draft = 1 + 0.08 * drafted, 0.0 if lookup else 0.25 * steps
+        tokens, seconds = tokens + 1 + taken, seconds + target + draft
+        policy.observe(
+            drafted=drafted,
+            rows=1 + drafted,
+            accepted=taken,
+            chosen=-1 if taken < drafted else -2,
+            all_compared=True,
+            draft_seconds=draft * rng.lognormvariate(0, 0.05),
+            target_seconds=target * rng.lognormvariate(0, 0.05),
+        )
+    return used / (rounds // 3), tokens / seconds
+
+
+def test_what_was_looked_up_is_drafted_where_it_pays() -> None:
+    share, rate = lookups(accepted=0.9, model=0.5)
+    assert share > 0.9
+    assert rate > 3
+
+
+def test_what_was_looked_up_is_left_alone_where_it_does_not() -> None:
+    share, rate = lookups(accepted=0.02, model=0.85)
+    assert share < 0.05
+    assert rate > 0.97 * lookups(accepted=0.0, model=0.85)[1]
+    share, rate = lookups(accepted=0.02, model=0.02)
+    assert share < 0.15
+    assert rate > 0.97

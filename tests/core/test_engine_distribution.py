@@ -38,6 +38,11 @@ def engine_with(drafter: str, capacity: int, table: Any = TABLE) -> tuple[Any, I
         draft, lengths = Toy(near(table, 2), **toys), fixed(5)
     elif drafter == "auto":
         draft, lengths = Toy(near(table, 3, 0.1), **toys), fixed(_core.AUTO)
+    elif drafter == "mixed":
+        draft = Toy(near(table, 3, 0.1), **toys)
+        draft.poison = False
+        mixed = _core.MixedDrafter(_core.ModelDrafter(draft.decoder), min_match=1, max_match=3)
+        return _core.Engine(target.decoder, mixed), fixed(_core.AUTO)
     elif drafter == "trimmed":
         draft = Toy(near(table, 4)[:, :, HEAD], head_ids=HEAD, min_width=2, **toys)
         lengths = fixed(4)
@@ -81,6 +86,7 @@ def write(engine: Any, lengths: Iterator[int], options: Any) -> list[int]:
         ("random", 120_000),
         ("auto", 300_000),
         ("attached", 100_000),
+        ("mixed", 340_000),
     ],
 )
 @pytest.mark.parametrize("rule", RULES)

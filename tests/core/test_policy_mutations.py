@@ -24,7 +24,7 @@ PYBIND11_MODULE(_core, m) {
 
 # (file, what is written there, what is put in its place)
 MUTATIONS = {
-    "drafter steps cost nothing": ("auto_policy.cpp", "gain -= rate_ * costs_.draft();", ""),
+    "drafter steps cost nothing": ("auto_policy.cpp", "gain -= rate_ * draft_cost();", ""),
     "rows cost nothing": (
         "auto_policy.cpp",
         "return rate_ * (costs_.target(rows + more) - costs_.target(rows));",
@@ -82,7 +82,7 @@ MUTATIONS = {
     ),
     "what a block brings more is not counted": (
         "auto_policy.cpp",
-        "return block_ ? reached * acceptance_.block(depth) : reached;",
+        "return block_ ? reached * source().block(depth) : reached;",
         "return reached + 0 * depth;",
     ),
     "long drafts before their cost is known": (

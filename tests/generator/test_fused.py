@@ -89,7 +89,7 @@ def test_a_build_without_the_operators_says_so_in_one_line(
     with pytest.raises(ModelFolderError) as caught:
         Model.load(target.folder.path)
     message = str(caught.value)
-    assert "needs the operator NormLinear" in message
+    assert "needs the operator Embedding" in message
     assert "(no such symbol)" in message
     assert "--layout nbits8" in message
     assert "\n" not in message
