@@ -97,6 +97,8 @@ class Generator:
                 f"it must be one of {', '.join(map(repr, RULES))}"
             )
         self._acceptance = acceptance
+        if not isinstance(lookup, bool):
+            raise InvalidInputError(f"lookup is {shown(lookup)}; it must be True or False")
         self.target = target if isinstance(target, Model) else Model.load(target)
         context = self.target.config.context
         if max_context is not None:

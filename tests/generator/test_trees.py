@@ -105,6 +105,20 @@ def test_widths_that_are_none(target: Model, width: Any) -> None:
         Generator(target, "ngram", draft_width=width)
 
 
+@pytest.mark.parametrize("lookup", [1, None, "yes"])
+def test_a_lookup_is_on_or_off(target: Model, lookup: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"lookup is .* it must be True or False"):
+        Generator(target, target, lookup=lookup)
+
+
+def test_a_lookup_changes_no_text(target: Model) -> None:
+    texts = {
+        Generator(target, target, lookup=lookup).generate(PROMPT, GREEDY, raw=True).text
+        for lookup in (True, False)
+    }
+    assert texts == {Generator(target).generate(PROMPT, GREEDY, raw=True).text}
+
+
 def test_a_target_that_checks_chains_says_so(tmp_path: Path, tiny_gguf: Path) -> None:
     other = Model.load(convert(tiny_gguf, tmp_path / "target", layout="nbits8"))
     with pytest.raises(InvalidInputError, match=r"draft_width is 2, and .* layout 'fused'"):
