@@ -5,50 +5,29 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from typing import Any
 
 from specdec import _core
 from specdec.batch import LARGEST, Batch, Job
-from specdec.chat import encode_chat
 from specdec.checks import check_whole, is_whole, shown
 from specdec.chunk import Chunk, ChunkWriter, Result
+from specdec.drafters import Ngram, load_draft, new_drafter, new_drafters
 from specdec.errors import (
     ContextFullError,
     GeneratorBusyError,
     InvalidInputError,
 )
 from specdec.model import Model
-from specdec.pairing import new_batch_drafters, new_model_drafter
+from specdec.pairing import check_first_token
+from specdec.prompt import Prompt, prompt_tokens
 from specdec.sampling import SamplingParams
 from specdec.stats import Stats
 from specdec.text_stream import TextStream
 from specdec.verification import RULES
 
-Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
-
 __all__ = ["Chunk", "Generator", "Ngram", "Prompt", "Result"]
-
-_PROMPT_FORMS = "a prompt is a str, a list of messages or a list of token ids"
-
-
-@dataclass(frozen=True)
-class Ngram:
-    """Drafts looked up in the prompt and the text so far, without a model.
-
-    The longest of the last ``max_match`` to ``min_match`` tokens that occurred before is taken, and
-    what followed it then is proposed.
-    """
-
-    min_match: int = 2
-    max_match: int = 4
-
-    def __post_init__(self) -> None:
-        check_whole("min_match", self.min_match, 1, 64, "1 to 64")
-        at_least = f"{self.min_match} (min_match) to 64"
-        check_whole("max_match", self.max_match, self.min_match, 64, at_least)
 
 
 class Generator:
@@ -104,12 +83,14 @@ class Generator:
         if max_context is not None:
             check_whole("max_context", max_context, 2, context, f"2 to {context} for this model")
         self._max_context = int(max_context or context)
-        self._lookup = lookup
-        self.draft = _load_draft(draft)
+        self.draft = load_draft(draft)
         decoder = self.target.new_decoder(
             capacity=self._max_context, max_logit_rows=_core.MAX_DRAFT_LENGTH + 1
         )
-        self._engine = _core.Engine(decoder, self._new_drafter(decoder))
+        drafter = new_drafter(
+            self.target, decoder, self.draft, max_context=self._max_context, lookup=lookup
+        )
+        self._engine = _core.Engine(decoder, drafter)
         self._lock = threading.Lock()
         self._cancel_requested = False
         self._stats = Stats()
@@ -239,7 +220,8 @@ class Generator:
     ) -> tuple[list[int], _core.StreamOptions, TextStream]:
         settings = self._settings(params, overrides)
         tokens = self.encode(prompt, raw=raw)
-        self._check_first_token(tokens)
+        if isinstance(self.draft, Model):
+            check_first_token(self.target, self.draft, tokens)
         if len(tokens) >= self._max_context:
             raise ContextFullError(
                 f"the prompt has {len(tokens)} tokens and the context {self._max_context}; "
@@ -324,7 +306,8 @@ class Generator:
         if self._batch is None or self._batch.size != size:
             self._batch = None  # so that the other one can have its memory
             context = self._max_context
-            self._batch = Batch(self.target, self._new_drafters, size=size, max_context=context)
+            drafters = partial(new_drafters, self.target, draft=self.draft, max_context=context)
+            self._batch = Batch(self.target, drafters, size=size, max_context=context)
         return self._run_batch(self._batch, jobs)
 
     def generate_many(
@@ -359,70 +342,9 @@ class Generator:
         whose keys and values were computed beforehand: it is put in front of a prompt that does
         not begin with it, whether there is a drafter or not.
         """
-        tokens = self._encode(prompt, raw)
+        tokens = prompt_tokens(self.target, prompt, raw=raw)
         first = self.target.first_token
         return tokens if first is None or tokens[0] == first else [first, *tokens]
-
-    def _encode(self, prompt: Prompt, raw: bool) -> list[int]:
-        tokenizer = self.target.tokenizer
-        if isinstance(prompt, str):
-            if not prompt:
-                raise InvalidInputError("the prompt is empty")
-            if raw:
-                tokens = tokenizer.encode(prompt)
-                if tokenizer.add_bos and tokenizer.bos_id is not None:
-                    tokens.insert(0, tokenizer.bos_id)
-                return tokens
-            return self._encode_chat([{"role": "user", "content": prompt}])
-        if isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__getitem__"):
-            raise InvalidInputError(f"the prompt is {shown(prompt)}; {_PROMPT_FORMS}")
-        if len(prompt) == 0:
-            raise InvalidInputError("the prompt is empty")
-        if all(isinstance(item, Mapping) for item in prompt):
-            return self._encode_chat(prompt)  # type: ignore[arg-type]
-        vocabulary = self.target.config.vocab
-        for index, token in enumerate(prompt):
-            if not is_whole(token):
-                raise InvalidInputError(f"prompt item {index} is {shown(token)}; {_PROMPT_FORMS}")
-            if not 0 <= int(token) < vocabulary:
-                raise InvalidInputError(
-                    f"prompt token {index} is {token}, outside the vocabulary of {vocabulary}"
-                )
-        return [int(token) for token in prompt]  # type: ignore[arg-type]
-
-    def _check_first_token(self, tokens: Sequence[int]) -> None:
-        if not isinstance(self.draft, Model):
-            return
-        first = self.draft.first_token
-        if first is not None and tokens[0] != first:
-            text = self.target.tokenizer.token_text(first)
-            raise InvalidInputError(
-                f"texts on the drafter {self.draft.name} begin with {text!r} (token {first}), and "
-                f"this prompt with token {tokens[0]}; begin it so, or use another drafter"
-            )
-
-    def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return encode_chat(self.target.tokenizer, self.target.chat_template, messages)
-
-    def _new_drafter(self, decoder: _core.Decoder) -> _core.Drafter | None:
-        if self.draft is None:
-            return None
-        if isinstance(self.draft, Ngram):
-            return _core.NgramDrafter(self.draft.min_match, self.draft.max_match)
-        context = self._max_context
-        model = new_model_drafter(self.target, decoder, self.draft, max_context=context)
-        if not self._lookup:
-            return model
-        ngram = Ngram()
-        return _core.MixedDrafter(model, ngram.min_match, ngram.max_match)
-
-    def _new_drafters(
-        self, decoders: Sequence[_core.SequenceDecoder]
-    ) -> Sequence[_core.Drafter | None]:
-        if isinstance(self.draft, Model):
-            context = self._max_context
-            return new_batch_drafters(self.target, decoders, self.draft, max_context=context)
-        return [self._new_drafter(decoder) for decoder in decoders]
 
     def _run(
         self, tokens: list[int], options: _core.StreamOptions, text_stream: TextStream
@@ -491,9 +413,3 @@ def _for_each(
             "one for each prompt of a list"
         )
     return value, value
-
-
-def _load_draft(draft: str | os.PathLike[str] | Model | Ngram | None) -> Model | Ngram | None:
-    if draft is None or isinstance(draft, (Model, Ngram)):
-        return draft
-    return Ngram() if draft == "ngram" else Model.load(draft)

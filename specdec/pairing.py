@@ -61,6 +61,17 @@ def new_batch_drafters(
     return [_core.ModelDrafter(decoder) for decoder in standalone]
 
 
+def check_first_token(target: Model, draft: Model, tokens: Sequence[int]) -> None:
+    """Raise InvalidInputError for a text that does not begin with the token the drafter needs."""
+    first = draft.first_token
+    if first is not None and tokens[0] != first:
+        text = target.tokenizer.token_text(first)
+        raise InvalidInputError(
+            f"texts on the drafter {draft.name} begin with {text!r} (token {first}), and this "
+            f"prompt with token {tokens[0]}; begin it so, or use another drafter"
+        )
+
+
 def _check_vocabulary(target: Model, draft: Model) -> None:
     ours, theirs = target.tokenizer, draft.tokenizer
     if ours.vocabulary_sha256 != theirs.vocabulary_sha256:
