@@ -20,10 +20,20 @@ inline void ask_for(const void* place) {
   _mm_prefetch(static_cast<const char*>(place), _MM_HINT_T0);
 }
 
-inline __m512i four_codes(const std::int8_t* x) {  // of one row, for each of the 16 outputs
+// sum + the products of four codes of a row, the same for all 16 outputs, with their weights.
+inline __m512i add_dots(__m512i sum, __m512i weights, const std::int8_t* x) {
+#if defined(__GNUC__) && !defined(__clang__)
+  // GCC 12 never lets the product itself spread the codes: a sixth slower.
+  using Word [[gnu::may_alias, gnu::aligned(1)]] = std::int32_t;
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(sum)
+      : "v"(weights), "m"(*reinterpret_cast<const Word*>(x)));
+  return sum;
+#else
   std::int32_t word;
   std::memcpy(&word, x, sizeof word);
-  return _mm512_set1_epi32(word);
+  return _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(word));
+#endif
 }
 
 template <int kRows>
@@ -48,11 +58,11 @@ void product4(const TileAndGroup& at, float* sums) {
       const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_half);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        dot[r] = _mm512_dpbusd_epi32(dot[r], low, four_codes(x + 32 * r + 4 * g));
+        dot[r] = add_dots(dot[r], low, x + 32 * r + 4 * g);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        dot[r] = _mm512_dpbusd_epi32(dot[r], high, four_codes(x + 32 * r + 16 + 4 * g));
+        dot[r] = add_dots(dot[r], high, x + 32 * r + 16 + 4 * g);
       }
     }
     const __m512 scale = load_halves(scales);
@@ -91,7 +101,7 @@ void product8(const TileAndGroup& at, float* sums) {
       const __m512i weights = _mm512_loadu_si512(codes + 64 * g);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        dot[r] = _mm512_dpbusd_epi32(dot[r], weights, four_codes(x + 32 * r + 4 * g));
+        dot[r] = add_dots(dot[r], weights, x + 32 * r + 4 * g);
       }
     }
     const __m512 scale = load_halves(scales);
