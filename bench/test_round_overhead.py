@@ -166,9 +166,9 @@ SETTINGS: dict[str, tuple[str, dict[str, float], float]] = {
     "block": ("block", {}, 600),
     "token": ("token", {}, 600),
     "coupled": ("coupled", {}, 600),
-    "block-top_p": ("block", {"temperature": 0.8, "top_p": 0.95}, 1200),
-    "block-top_k": ("block", {"temperature": 0.8, "top_k": 50}, 600),
-    "block-min_p": ("block", {"temperature": 0.8, "min_p": 0.05}, 600),
+    "block-top_p": ("block", {"temperature": 0.8, "top_p": 0.95}, 900),
+    "block-top_k": ("block", {"temperature": 0.8, "top_k": 50}, 300),
+    "block-min_p": ("block", {"temperature": 0.8, "min_p": 0.05}, 300),
     "block-repetition": ("block", {"repetition_penalty": 1.1}, 600),
 }
 
