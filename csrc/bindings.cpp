@@ -188,22 +188,29 @@ py::array_t<std::int32_t> race_batch(const Array<float>& probs, const Array<std:
   return winners;
 }
 
-// The distribution [V] that a row of logits [V] becomes, given tokens before it.
+// The distributions that rows of logits [V] or [n, V] become, given tokens before each of them.
 py::array_t<float> distribution_of(const Array<float>& logits, const SamplingOptions& options,
                                    const std::vector<std::int32_t>& prompt,
                                    const std::vector<std::int32_t>& generated) {
-  std::vector<float> row(logits.data(), logits.data() + logits.size());
-  const auto vocabulary = static_cast<std::int32_t>(row.size());
+  if (logits.ndim() < 1 || logits.ndim() > 2 || logits.size() < 1) {
+    throw Error(ErrorCode::invalid_input, "logits must have the shape [V] or [n, V]");
+  }
+  const auto vocabulary = static_cast<std::int32_t>(logits.shape(logits.ndim() - 1));
   Sequence sequence;
   sequence.start(prompt);
   Sampler sampler;
   sampler.start(options, vocabulary, sequence);
   for (const std::int32_t token : generated) sampler.see(token);
   Distribution distribution;
-  sampler.distribution({row.data(), vocabulary, nullptr}, false, distribution);
-  py::array_t<float> result(vocabulary);
-  for (std::int32_t x = 0; x < vocabulary; ++x) {
-    result.mutable_data()[x] = static_cast<float>(distribution.probability(x));
+  std::vector<float> row(static_cast<std::size_t>(vocabulary));
+  py::array_t<float> result(
+      std::vector<py::ssize_t>(logits.shape(), logits.shape() + logits.ndim()));
+  for (py::ssize_t begin = 0; begin < logits.size(); begin += vocabulary) {
+    std::copy_n(logits.data() + begin, row.size(), row.data());
+    sampler.distribution({row.data(), vocabulary, nullptr}, false, distribution);
+    for (std::int32_t x = 0; x < vocabulary; ++x) {
+      result.mutable_data()[begin + x] = static_cast<float>(distribution.probability(x));
+    }
   }
   return result;
 }

@@ -37,16 +37,40 @@ std::int32_t index_at(const float* weights, std::int32_t n, double total, double
   return 0;
 }
 
-// Calls visit(p_index, q_index) for every id in both supports.
+// Sum of min(a * dense[ids[i]], b * weights[i]) over the n ids that dense has.
+double listed_overlap(const float* dense, float a, const std::int32_t* ids, const float* weights,
+                      float b, std::int32_t n) {
+  float gathered[kBlock];
+  double common = 0;
+  for (std::int32_t begin = 0; begin < n; begin += kBlock) {
+    const std::int32_t count = std::min(kBlock, n - begin);
+    for (std::int32_t i = 0; i < count; ++i) gathered[i] = dense[ids[begin + i]];
+    common += kernels::overlap(gathered, a, weights + begin, b, count);
+  }
+  return common;
+}
+
+// dense[ids[i]] = max(dense[ids[i]] - b * weights[i], 0).
+void subtract_listed(float* dense, const std::int32_t* ids, const float* weights, float b,
+                     std::int32_t n) {
+  float gathered[kBlock];
+  for (std::int32_t begin = 0; begin < n; begin += kBlock) {
+    const std::int32_t count = std::min(kBlock, n - begin);
+    for (std::int32_t i = 0; i < count; ++i) gathered[i] = dense[ids[begin + i]];
+    kernels::excess(gathered, 1.0f, weights + begin, b, count, gathered);
+    for (std::int32_t i = 0; i < count; ++i) dense[ids[begin + i]] = gathered[i];
+  }
+}
+
+// How many of the distribution's ids, which are listed, are below `size`.
+std::int32_t count_below(const Distribution& listed, std::int32_t size) {
+  const std::int32_t* end = listed.ids() + listed.size();
+  return static_cast<std::int32_t>(std::lower_bound(listed.ids(), end, size) - listed.ids());
+}
+
+// Calls visit(p_index, q_index) for every id in both supports, of which p's is listed.
 template <class Visit>
 void for_each_shared(const Distribution& p, const Distribution& q, Visit visit) {
-  if (p.ids() == nullptr) {
-    for (std::int32_t j = 0; j < q.size(); ++j) {
-      const std::int32_t id = q.id_at(j);
-      if (id < p.size()) visit(id, j);
-    }
-    return;
-  }
   if (q.ids() == nullptr) {
     for (std::int32_t i = 0; i < p.size(); ++i) {
       if (p.ids()[i] < q.size()) visit(i, p.ids()[i]);
@@ -64,23 +88,12 @@ void for_each_shared(const Distribution& p, const Distribution& q, Visit visit) 
   }
 }
 
-bool both_dense(const Distribution& p, const Distribution& q) {
-  return p.ids() == nullptr && q.ids() == nullptr && p.size() == q.size();
-}
-
 }  // namespace
 
-void Distribution::hold(const std::vector<Entry>& entries) {
-  const auto size = static_cast<std::int32_t>(entries.size());
-  float* weights = storage(size);
-  held_ids_.resize(entries.size());
-  double total = 0;
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    held_ids_[i] = entries[i].id;
-    weights[i] = entries[i].weight;
-    total += weights[i];
-  }
-  refer(weights, size, held_ids_.data(), total);
+void Distribution::hold(const std::int32_t* ids, const float* weights, std::int32_t n) {
+  held_ids_.assign(ids, ids + n);
+  std::copy_n(weights, n, storage(n));
+  refer(held_weights_.data(), n, held_ids_.data(), kernels::sum(weights, n));
 }
 
 void Distribution::hold_one(std::int32_t id) {
@@ -200,10 +213,18 @@ double excess_mass(double mass, const Distribution& p, const Distribution& q) {
   // max(a - b, 0) = a - min(a, b): what the two have in common lies on q's support.
   const double p_scale = mass / p.total();
   const double q_scale = 1.0 / q.total();
+  const auto a = static_cast<float>(p_scale);
+  const auto b = static_cast<float>(q_scale);
   double common = 0;
-  if (both_dense(p, q)) {
-    common = kernels::overlap(p.weights(), static_cast<float>(p_scale), q.weights(),
-                              static_cast<float>(q_scale), p.size());
+  if (p.ids() == nullptr && q.ids() == nullptr) {
+    const std::int32_t size = std::min(p.size(), q.size());
+    common = kernels::overlap(p.weights(), a, q.weights(), b, size);
+  } else if (p.ids() == nullptr) {
+    const std::int32_t n = count_below(q, p.size());
+    common = listed_overlap(p.weights(), a, q.ids(), q.weights(), b, n);
+  } else if (q.ids() == nullptr) {
+    const std::int32_t n = count_below(p, q.size());
+    common = listed_overlap(q.weights(), b, p.ids(), p.weights(), a, n);
   } else {
     for_each_shared(p, q, [&](std::int32_t i, std::int32_t j) {
       common += std::min(p.weights()[i] * p_scale, q.weights()[j] * q_scale);
@@ -219,13 +240,19 @@ Distribution excess_of(double mass, const Distribution& p, const Distribution& q
   float* residual = scratch.data();
   const auto p_scale = static_cast<float>(mass / p.total());
   const auto q_scale = static_cast<float>(1.0 / q_total);
-  if (both_dense(p, q)) {
-    kernels::excess(p.weights(), p_scale, q.weights(), q_scale, size, residual);
+  if (p.ids() == nullptr && q.ids() == nullptr) {
+    const std::int32_t both = std::min(size, q.size());
+    kernels::excess(p.weights(), p_scale, q.weights(), q_scale, both, residual);
+    kernels::scale(p.weights() + both, p_scale, size - both, residual + both);
   } else {
     kernels::scale(p.weights(), p_scale, size, residual);
-    for_each_shared(p, q, [&](std::int32_t i, std::int32_t j) {
-      residual[i] = std::max(residual[i] - q.weights()[j] * q_scale, 0.0f);
-    });
+    if (p.ids() == nullptr) {
+      subtract_listed(residual, q.ids(), q.weights(), q_scale, count_below(q, size));
+    } else {
+      for_each_shared(p, q, [&](std::int32_t i, std::int32_t j) {
+        residual[i] = std::max(residual[i] - q.weights()[j] * q_scale, 0.0f);
+      });
+    }
   }
   Distribution rest;
   rest.refer(residual, size, p.ids(), kernels::sum(residual, size));

@@ -32,12 +32,8 @@ class Distribution {
     scale_ = scale;
   }
 
-  // Refers to this object's own storage: only the given ids, ascending, have mass.
-  struct Entry {
-    std::int32_t id;
-    float weight;
-  };
-  void hold(const std::vector<Entry>& entries);
+  // Refers to this object's own storage: only ids[n], ascending, have mass, weights[n].
+  void hold(const std::int32_t* ids, const float* weights, std::int32_t n);
   void hold_one(std::int32_t id);
 
   // This object's own room for size weights, for refer().

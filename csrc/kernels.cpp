@@ -76,6 +76,10 @@ inline float max_of(const float* x, std::int32_t n) {
   return best;
 }
 
+inline bool reaches(const Blocks& blocks, std::int32_t begin) {
+  return any(load(blocks.maxima + begin / kMaximaBlock * kWidth) >= all<Floats>(blocks.bar));
+}
+
 // Halves as the numbers they are. Subnormal halves become whole multiples of 2^-24, without the
 // subnormal floats that take many cycles (and that a thread may be set to read as zero).
 inline Floats widen(const Words& bits) {
@@ -105,6 +109,50 @@ inline void to_floats(const std::uint16_t* x, std::int32_t n, float* out, const 
 
 SPECDEC_CLONES
 float max(const float* x, std::int32_t n) { return max_of(x, n); }
+
+SPECDEC_CLONES
+float maxima(const float* x, std::int32_t n, float* out) {
+  static_assert(kMaximaBlock == kStep);
+  Ints numbers = all<Ints>(-1);
+  const auto of_block = [&](const float* block) {
+    Floats greatest = load(block);
+    numbers = numbers & (greatest == greatest);
+    for (std::int32_t i = kWidth; i < kMaximaBlock; i += kWidth) {
+      const Floats value = load(block + i);
+      numbers = numbers & (value == value);
+      greatest = select(value > greatest, value, greatest);
+    }
+    store(greatest, out);
+    out += kWidth;
+  };
+  const float* first = out;
+  const std::int32_t whole = n - n % kMaximaBlock;
+  for (std::int32_t begin = 0; begin < whole; begin += kMaximaBlock) of_block(x + begin);
+  if (whole < n) {
+    float rest[kMaximaBlock];
+    std::fill_n(rest, kMaximaBlock, -kInfinity);
+    std::copy_n(x + whole, n - whole, rest);
+    of_block(rest);
+  }
+  for (int j = 0; j < kWidth; ++j) {
+    if (numbers[j] == 0) return std::numeric_limits<float>::quiet_NaN();
+  }
+  return max_of(first, static_cast<std::int32_t>(out - first));
+}
+
+SPECDEC_CLONES
+std::int32_t count_at_least(const float* x, std::int32_t n, float threshold) {
+  const Floats bar = all<Floats>(threshold);
+  Ints counts{};
+  std::int32_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    counts = counts + select(load(x + i) >= bar, all<Ints>(1), Ints{});
+  }
+  std::int32_t count = 0;
+  for (int j = 0; j < kWidth; ++j) count += counts[j];
+  for (; i < n; ++i) count += x[i] >= threshold ? 1 : 0;
+  return count;
+}
 
 SPECDEC_CLONES
 std::int32_t argmax(const float* x, std::int32_t n) {
@@ -146,13 +194,32 @@ double sum(const float* x, std::int32_t n) {
 }
 
 SPECDEC_CLONES
-double sum_at_least(const float* x, std::int32_t n, float threshold) {
-  // Outside of the lambda, where GCC would put it together again for every use.
+double sum_at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks) {
   const Floats bar = all<Floats>(threshold);
-  return sum_of(n, [=](std::int32_t i, auto part) {
-    const Floats value = part(x + i);
-    return select(value >= bar, value, Floats{});
-  });
+  double total = 0;
+  Floats part{};
+  std::int32_t added = 0;  // blocks in `part`
+  const auto flush = [&] {
+    for (int j = 0; j < kWidth; ++j) total += part[j];
+    part = Floats{};
+    added = 0;
+  };
+  for (std::int32_t begin = 0; begin < n; begin += kMaximaBlock) {
+    if (!reaches(blocks, begin)) continue;
+    const std::int32_t end = std::min(n, begin + kMaximaBlock);
+    std::int32_t i = begin;
+    for (; i + kWidth <= end; i += kWidth) {
+      const Floats value = load(x + i);
+      part = part + select(value >= bar, value, Floats{});
+    }
+    if (i < end) {
+      const Floats value = load_part(x + i, end - i);
+      part = part + select(value >= bar, value, Floats{});
+    }
+    if (++added == kBlock / kMaximaBlock) flush();
+  }
+  flush();
+  return total;
 }
 
 SPECDEC_CLONES
@@ -239,16 +306,13 @@ void widen_halves(const std::uint16_t* x, std::int32_t n, float* out) {
 }
 
 SPECDEC_CLONES
-std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out) {
+std::int32_t at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks,
+                      std::int32_t* out) {
   const Floats bar = all<Floats>(threshold);
   std::int32_t count = 0;
-  for (std::int32_t begin = 0; begin < n; begin += kStep) {
-    const std::int32_t end = std::min(n, begin + kStep);
-    if (end - begin == kStep) {
-      Ints reached{};
-      for (std::int32_t i = begin; i < end; i += kWidth) reached = reached | (load(x + i) >= bar);
-      if (!any(reached)) continue;  // most, after a softmax
-    }
+  for (std::int32_t begin = 0; begin < n; begin += kMaximaBlock) {
+    if (!reaches(blocks, begin)) continue;
+    const std::int32_t end = std::min(n, begin + kMaximaBlock);
     for (std::int32_t part = begin; part < end; part += kWidth) {
       const std::int32_t stop = std::min(end, part + kWidth);
       if (stop - part == kWidth && !any(load(x + part) >= bar)) continue;

@@ -14,6 +14,19 @@ std::int32_t argmax(const float* x, std::int32_t n);
 
 float max(const float* x, std::int32_t n);
 
+// Maxima by eights of x[n], for searches that are to pass over what cannot matter. Of every 64
+// elements out has those of lane 0, 8, 16, ..., of lane 1, 9, 17, ... and so on.
+constexpr std::int32_t kMaximaBlock = 64;
+constexpr std::int32_t maxima_size(std::int32_t n) {
+  return (n + kMaximaBlock - 1) / kMaximaBlock * 8;
+}
+
+// Writes them to out[maxima_size(n)] and returns the greatest; NaN where any x is NaN.
+float maxima(const float* x, std::int32_t n, float* out);
+
+// How many of x[n] are at least threshold.
+std::int32_t count_at_least(const float* x, std::int32_t n, float threshold);
+
 // Some of the greatest, in descending order.
 struct Ranked {
   float value;
@@ -33,8 +46,15 @@ void top(const float* x, std::int32_t n, std::int32_t first, Ranked* best, std::
 
 double sum(const float* x, std::int32_t n);
 
-// Sum of those x[i] that are at least threshold.
-double sum_at_least(const float* x, std::int32_t n, float threshold);
+// Which blocks a search looks into: those with a maximum of at least `bar` in maxima(). These may be
+// of what the searched values were made from.
+struct Blocks {
+  const float* maxima;
+  float bar;
+};
+
+// Sum of those x[i] that are at least threshold, as far as their blocks are looked into.
+double sum_at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks);
 
 // out[i] = 2^((x[i] - shift) * scale), zero below 2^-126, for x[i] <= shift; returns the sum. out may
 // be x.
@@ -59,8 +79,10 @@ void dequantize(const std::uint16_t* x, std::int32_t zero_point, float scale, st
 // out[i] = the number that the bits x[i] are as an IEEE 754 half.
 void widen_halves(const std::uint16_t* x, std::int32_t n, float* out);
 
-// Writes the indices i with x[i] >= threshold, ascending; returns how many. out has room for n.
-std::int32_t at_least(const float* x, std::int32_t n, float threshold, std::int32_t* out);
+// Writes the indices i with x[i] >= threshold, ascending, as far as their blocks are looked into;
+// returns how many. out has room for n.
+std::int32_t at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks,
+                      std::int32_t* out);
 
 // out[i] = the race's random word of id first + i at (seed, position); first and n are multiples
 // of 32.

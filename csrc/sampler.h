@@ -7,6 +7,7 @@
 #include "distribution.h"
 #include "logits.h"
 #include "sequence.h"
+#include "truncation.h"
 
 namespace specdec {
 
@@ -48,8 +49,8 @@ class Sampler {
   void confidences(const LogitRow& row, const std::int32_t* tokens, std::int32_t n,
                    float* probabilities) const;
 
-  // The row's distribution. In place: `out` refers to row.logits, which become weights, unless
-  // truncation leaves few of them. Otherwise the weights are out's own and the row may be reused.
+  // The row's distribution. In place: `out` refers to row.logits, which become weights, unless they
+  // are truncated. Otherwise the weights are out's own and the row may be reused.
   // For a race alone `out` may refer to the row's logits, whatever in_place is.
   void distribution(const LogitRow& row, bool in_place, Distribution& out, bool race = false);
 
@@ -60,12 +61,9 @@ class Sampler {
  private:
   bool penalises() const;
   void adjust(const LogitRow& row);  // biases and penalties, on the logits themselves
-  bool truncates(std::int32_t size) const;
-  void truncate(Distribution& out);
-  double rank_bar(const Distribution& row);  // at least top_k weights are at least this
-  double mass_bar(const Distribution& row);  // the nucleus lies above this
-  Distribution::Entry last_of_nucleus(double mass);  // the lightest of those that make up mass
-  void cut_after(const Distribution::Entry& least);
+  Truncation::Limits limits() const {
+    return {options_.top_k, options_.top_p, options_.min_p};
+  }
 
   SamplingOptions options_;
   // Tokens seen, only kept where a penalty is set.
@@ -76,10 +74,7 @@ class Sampler {
   std::vector<Counts> counts_;        // [vocabulary]
   std::vector<std::int32_t> seen_;    // ids with a count, each once
   std::vector<std::int32_t> recent_;  // generated tokens, for unsee()
-  std::vector<std::int32_t> candidates_;
-  std::vector<float> maxima_;
-  std::vector<Distribution::Entry> entries_;  // what is kept so far, by id
-  std::vector<Distribution::Entry> order_;
+  Truncation truncation_;
 };
 
 }  // namespace specdec

@@ -58,8 +58,9 @@ def test_nan_is_found_or_never_chosen(where: int) -> None:
     logits[1030] = 9
     logits[where] = np.nan
     assert core_distribution(logits, temperature=0)[1030] == 1
-    with pytest.raises(ModelRunError):
-        core_distribution(logits)
+    for options in ({}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
+        with pytest.raises(ModelRunError):
+            core_distribution(logits, **options)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -93,6 +94,48 @@ def test_truncation(size: int) -> None:
         mine = core_distribution(logits, **options)
         assert ((mine > 0) == (expected > 0)).all(), options
         np.testing.assert_allclose(mine, expected, rtol=1e-5)
+
+
+# Rows that are sure of their token and rows that are not, one after the other: what was found in
+# one is where the search in the next begins.
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_p": 0.95, "temperature": 0.8},
+        {"top_p": 0.9, "min_p": 0.001},
+        {"top_p": 0.99999, "temperature": 0.3},
+        {"top_p": 0.8, "top_k": 300},
+        {"top_k": 50, "min_p": 0.3},
+        {"top_k": 1000},
+        {"top_k": 5000, "top_p": 0.97},
+        {"min_p": 1e-5},
+        {"min_p": 1e-30},
+    ],
+)
+def test_truncation_of_many_rows(options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(4)
+    spreads = (0.3, 6, 1, 12, 0.01, 30, 2, 60)
+    rows = np.stack([rng.normal(0, spread, 20_011) for spread in spreads]).astype(np.float32)
+    rows[2::4] = rows[2::4].round()  # many equals
+    rows[:, rng.integers(0, 20_011, 500)] = -np.inf
+    mine = core_distribution(rows, **options)
+    for row, kept in zip(rows, mine, strict=True):
+        # The weights as the core documents them, so that rounding makes the same tokens equal.
+        scale = np.float32(1 / options.get("temperature", 1)) * np.float32(1.44269504)
+        exponents = ((row - row.max()) * scale).astype(np.float64)
+        weights = core_distribution(row, temperature=options.get("temperature", 1.0))
+        exact = np.where(exponents > -126, np.exp2(exponents), 0.0)
+        np.testing.assert_allclose(weights * exact.sum(), exact, rtol=2e-6)
+        truncation = {name: value for name, value in options.items() if name != "temperature"}
+        with np.errstate(divide="ignore"):
+            expected = reference.distribution(np.log(weights.astype(np.float64)), **truncation)
+        wrong = (kept > 0) != (expected > 0)
+        if "top_p" in options:  # sums round: the last of a large nucleus is hard to tell
+            assert wrong.sum() <= 1 + 2e-7 * (expected > 0).sum() / (1 - options["top_p"])
+            np.testing.assert_allclose(kept, expected, rtol=1e-4, atol=1e-7)
+        else:
+            assert not wrong.any()
+            np.testing.assert_allclose(kept, expected, rtol=1e-5)
 
 
 def test_truncation_keeps_the_first_of_equals() -> None:

@@ -109,6 +109,41 @@ MUTATIONS = {
         "return std::max(mass - common, 0.0);",
         "return std::max(mass - 0.9 * common, 0.0);",
     ),
+    "excess: listed tokens of q are forgotten": (
+        "distribution.cpp",
+        "subtract_listed(residual, q.ids(), q.weights(), q_scale, count_below(q, size));",
+        "",
+    ),
+    "excess: what p has where q is listed": (
+        "distribution.cpp",
+        "const std::int32_t n = count_below(q, p.size());",
+        "const std::int32_t n = count_below(q, p.size()) / 2;",
+    ),
+    "truncation: all equals are kept": (
+        "truncation.cpp",
+        "bar.equals-- > 0 ? 1 : 0",
+        "1",
+    ),
+    "truncation: a nucleus of what min_p leaves": (
+        "truncation.cpp",
+        "by_mass ? rank : std::max(rank, ratio)",
+        "std::max(rank, ratio)",
+    ),
+    "truncation: a nucleus of all where top_k cuts": (
+        "truncation.cpp",
+        "cut(mass_bar(limits.top_p * total));",
+        "cut(mass_bar(limits.top_p * (by_rank ? 2 * total : total)));",
+    ),
+    "truncation: the bar of the row before": (
+        "truncation.cpp",
+        "threshold, higher) <= nucleus) continue;",
+        "threshold, higher) <= 0) continue;",
+    ),
+    "truncation: blocks are passed over too early": (
+        "truncation.cpp",
+        "(exponent - kSlack) / scale_",
+        "(exponent + 2) / scale_",
+    ),
     "race: weights do not count": (
         "race_kernels.cpp",
         "float exact(float x) const { return x; }",
@@ -267,6 +302,7 @@ CHECK = """
 import sys
 sys.path.insert(0, {tests!r})
 import numpy as np
+import reference
 from specdec import _core
 from attached_toy import AttachedToy, TargetToy
 from fixed_toy import FixedToy
@@ -279,6 +315,23 @@ def fail(what):
     print("caught by", what)
     sys.exit(1)
 
+def text_p(text):
+    t = np.array([1, 2, *text])
+    counts = np.bincount((t[:-2] * 12 + t[1:-1]) * 12 + t[2:], minlength=12**3)
+    exact = np.exp(table.reshape(-1, 12).astype(np.float64))
+    return markov_p(counts.reshape(144, 12), exact / exact.sum(1, keepdims=True))
+
+rng = np.random.default_rng(8)
+rows = np.stack([rng.normal(0, spread, 3000) for spread in (4, 0.5, 1, 8, 1.2)]).astype(np.float32)
+rows[2] = rows[2].round()
+for truncation in (dict(top_k=7), dict(top_p=0.8), dict(top_p=0.8, min_p=0.05),
+                   dict(top_k=60, top_p=0.7), dict(top_k=60, top_p=0.7, min_p=0.5)):
+    options = _core.SamplingOptions()
+    for option, value in truncation.items():
+        setattr(options, option, value)
+    for row, kept in zip(rows, _core.distribution_of(rows, options, [0], [])):
+        if np.abs(kept - reference.distribution(row, **truncation)).max() > 1e-5:
+            fail(f"truncation, {{truncation}}")
 table = random_table(21, 12)
 head = [0, 2, 3, 5, 8, 9, 11]
 penalties = dict(repetition_penalty=1.2, presence_penalty=0.8)
@@ -359,14 +412,18 @@ for rule, drafts, count in (("greedy", near(table, 1), 200), ("coupled", near(ta
             known = alone.decoder.length
             if alone.keys[:known].tolist() != engine.tokens[:known]:
                 fail("what a drafter keeps")
-            if rule == "token":
-                t = np.array([1, 2, *text])
-                counts = np.bincount((t[:-2] * 12 + t[1:-1]) * 12 + t[2:], minlength=12**3)
-                exact = np.exp(table.reshape(-1, 12).astype(np.float64))
-                p = markov_p(counts.reshape(144, 12), exact / exact.sum(1, keepdims=True))
-                if p < 1e-5:
-                    fail(f"text with siblings: {{p}}")
+            if rule == "token" and text_p(text) < 1e-5:
+                fail("text with siblings")
             target.decoder.truncate(0)
+for rule in ("token", "block"):
+    trimmed = Toy(far[:, :, head], head_ids=head, capacity=200_064)
+    engine = _core.Engine(
+        Toy(table, capacity=200_064).decoder, _core.ModelDrafter(trimmed.decoder)
+    )
+    engine.set_draft_length(3)
+    options = stream_options(rule=rule, seed=3, max_tokens=200_000)
+    if text_p(run_stream(engine, [1, 2], options)) < 1e-5:
+        fail(f"text of a trimmed head, {{rule}}")
 for rule in ("token", "block", "coupled"):
     for number, case in enumerate(cases()):
         outcome = check(
