@@ -99,7 +99,19 @@ void AttentionStep::make_units(std::size_t threads) {
     left_ = std::make_unique<std::atomic<std::int32_t>[]>(counters);
     left_size_ = counters;
   }
-  for (std::size_t i = 0; i < counters; ++i) left_[i] = blocks_[i / kv_heads].chunks;
+  count_units();
+}
+
+void AttentionStep::count_units() noexcept {
+  const std::size_t kv_heads = shape_.kv_heads;
+  for (std::size_t i = 0; i < blocks_.size() * kv_heads; ++i) left_[i] = blocks_[i / kv_heads].chunks;
+}
+
+void AttentionStep::next_layer(float* key, float* value) noexcept {
+  tensors_.key = key;
+  tensors_.value = value;
+  next_unit_ = 0;
+  if (split_) count_units();
 }
 
 float* AttentionStep::cache(float* tensor, std::int32_t sequence,

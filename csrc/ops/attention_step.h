@@ -34,6 +34,14 @@ class AttentionStep {
   // several threads.
   void write_row(std::size_t row) noexcept;
 
+  // The same step in the next layer: with other memory for K and V, and other contents in qkv. In one
+  // thread, and all others' work on the layer before is done.
+  void next_layer(float* key, float* value) noexcept;
+
+  // work() in pieces: run_unit(i) for i = 0 to units() - 1, in any order, from several threads.
+  std::size_t units() const { return units_.size(); }
+  void run_unit(std::size_t unit) noexcept { run(units_[unit]); }
+
   std::size_t workers() const { return workers_; }
 
   // Takes units of work until none is left.
@@ -57,6 +65,7 @@ class AttentionStep {
 
   void make_blocks();
   void make_units(std::size_t threads);
+  void count_units() noexcept;
   void run(const Unit& unit) noexcept;
   void run_whole(const Unit& unit) noexcept;
   std::int32_t gather(const Unit& unit, std::int32_t chunk, AttentionItem* items,

@@ -84,7 +84,7 @@ class BridgeKernel final : public Kernel {
 Declaration bridge() {
   return {"Bridge",
           {{"residual", ElementType::float32},
-           {"update", ElementType::float32, true},
+           {"update", ElementType::float32, Presence::optional},
            {"features", ElementType::float32},
            {"scale", ElementType::float32},
            {"bias", ElementType::float32},

@@ -14,6 +14,10 @@ std::string multiple(std::int64_t outputs, std::int64_t parts) {
                     : std::to_string(outputs) + " outputs in " + std::to_string(parts) + " parts";
 }
 
+std::int64_t bits_of(const Shape& codes) {
+  return codes.rank() == 3 && codes[2] == 64 * 4 ? 4 : 8;
+}
+
 class Linear final : public Kernel {
  public:
   explicit Linear(const Node& node)
@@ -48,11 +52,18 @@ class Linear final : public Kernel {
 }  // namespace
 
 PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t parts)
+    : PackedMatrix(node, codes, node.integer("outputs"), parts, node.integer("bits")) {}
+
+PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs,
+                           std::int64_t parts)
+    : PackedMatrix(node, codes, outputs, parts, bits_of(node.constant(codes, "codes").shape())) {}
+
+PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs,
+                           std::int64_t parts, std::int64_t bits)
     : input_(codes),
-      outputs_(node.integer("outputs")),
+      outputs_(outputs),
       shape_{},
       threads_(std::max(1u, std::thread::hardware_concurrency())) {
-  const std::int64_t bits = node.integer("bits");
   if (bits != 4 && bits != 8) refuse("bits is " + std::to_string(bits) + "; it must be 4 or 8");
   if (outputs_ < 1 || outputs_ % parts != 0) {
     refuse("outputs is " + std::to_string(outputs_) + "; it must be a positive multiple of " +
@@ -75,6 +86,18 @@ PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t par
     refuse("scales has shape " + scale_shape.text() + "; codes of shape " + code_shape.text() +
            " need " + expected_scales.text());
   }
+}
+
+Matrix PackedMatrix::of(const Node& node) const {
+  Matrix matrix = shape_;
+  matrix.codes = node.constant(input_, "codes").data<std::uint8_t>();
+  matrix.scales = node.constant(input_ + 1, "scales").data<std::uint16_t>();
+  return matrix;
+}
+
+std::int64_t part_units(const Matrix& matrix, std::int64_t unit_tiles) {
+  constexpr std::int64_t kPartBytes = 12 * 1024;
+  return std::max<std::int64_t>(1, kPartBytes / (matrix.tile_bytes() * unit_tiles));
 }
 
 Matrix PackedMatrix::of(const Call& call) const {

@@ -10,26 +10,37 @@
 
 namespace specdec::ops {
 
-// The packed matrix of a node: what its attributes `bits` and `outputs`, and its initializers codes
-// and scales, say. Throws specdec::Error where they do not belong together.
+// A packed matrix of a node: what its initializers codes and scales say. Throws specdec::Error where
+// they do not belong together.
 class PackedMatrix {
  public:
   // codes and scales are inputs `codes` and `codes + 1`. parts: the matrices whose tiles alternate
-  // (2 for gate and up), each with outputs / parts outputs.
+  // (2 for gate and up), each with outputs / parts outputs. The node's attributes `outputs` and `bits`
+  // say how many outputs there are, and bits.
   PackedMatrix(const Node& node, std::size_t codes, std::int64_t parts);
+  // The codes say how many bits they have.
+  PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs, std::int64_t parts);
 
   std::int64_t inputs() const { return shape_.blocks * kBlock; }
   std::int64_t outputs() const { return outputs_; }  // of all parts
   std::int64_t threads() const { return threads_; }  // that the CPU has
 
   Matrix of(const Call& call) const;
+  Matrix of(const Node& node) const;  // for as long as the node's kernel
 
  private:
+  PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs, std::int64_t parts,
+               std::int64_t bits);
+
   std::size_t input_;
   std::int64_t outputs_;
   Matrix shape_;  // without its memory
   std::int64_t threads_;
 };
+
+// Units of tiles that a thread takes at a time: large enough that taking them costs little, small
+// enough that no thread waits long for the last.
+std::int64_t part_units(const Matrix& matrix, std::int64_t unit_tiles);
 
 // Memory for rounded rows. It is the calling thread's, and kept from call to call: ops of all
 // sessions that run in a thread share it, and it is as large as the largest of them needed.
@@ -122,11 +133,7 @@ template <class Prepare, class Work>
 void for_tiles(const Call& call, const Pieces& pieces, const Prepare& prepare,
                const PackedMatrix& packed, const Matrix& matrix, std::int64_t unit_tiles,
                const Work& work) {
-  // Large enough that taking a part costs little, small enough that no thread waits long for the
-  // last.
-  constexpr std::int64_t kPartBytes = 12 * 1024;
-  const std::int64_t part = std::max<std::int64_t>(1, kPartBytes / (matrix.tile_bytes() * unit_tiles));
-  Shares shares(matrix.tiles / unit_tiles, part, packed.threads());
+  Shares shares(matrix.tiles / unit_tiles, part_units(matrix, unit_tiles), packed.threads());
   Preparation preparation(pieces.count());
   call.parallel(static_cast<std::size_t>(shares.ranges()), [&](std::size_t index) noexcept {
     const auto range = static_cast<std::int64_t>(index);

@@ -4,6 +4,7 @@
 
 #include "isa.h"
 #include "linear.h"
+#include "weight_memory.h"
 
 namespace specdec::ops {
 namespace {
@@ -31,6 +32,9 @@ class NormLinear final : public Kernel {
       refuse("gain has shape " + gain.text() + "; these weights need [" +
              std::to_string(matrix_.inputs()) + "]");
     }
+    const Matrix matrix = matrix_.of(node);
+    memory_ = std::make_unique<WeightMemory>(WeightMemory::bytes_of(matrix));
+    weights_ = memory_->keep(matrix);
   }
 
   void compute(const Call& call) const override {
@@ -60,14 +64,13 @@ class NormLinear final : public Kernel {
     if (shape[1] == 0) return;
 
     const Rows rows = rows_in_scratch(shape[1] - first, matrix_.inputs() / kBlock);
-    const Matrix matrix = matrix_.of(call);
     const auto multiply = swiglu_ ? kernels_.multiply_swiglu : kernels_.multiply;
     for (std::int64_t row = 0; row < first; ++row) kernels_.norm_only(norm, rows.blocks, row);
     for_tiles(
         call, Pieces(rows),
         [&](const Piece& piece) { kernels_.norm_and_round(norm, first, rows, piece); }, matrix_,
-        matrix, swiglu_ ? 2 : 1, [&](std::int64_t begin, std::int64_t end) {
-          multiply(matrix, rows, begin, end, outputs, y);
+        weights_, swiglu_ ? 2 : 1, [&](std::int64_t begin, std::int64_t end) {
+          multiply(weights_, rows, begin, end, outputs, y);
         });
   }
 
@@ -88,6 +91,8 @@ class NormLinear final : public Kernel {
   const bool swiglu_;
   const float epsilon_;
   const PackedMatrix matrix_;
+  std::unique_ptr<WeightMemory> memory_;
+  Matrix weights_{};
   const RowKernels& kernels_;
 };
 
@@ -96,14 +101,14 @@ class NormLinear final : public Kernel {
 Declaration norm_linear() {
   return {"NormLinear",
           {{"residual", ElementType::float32},
-           {"update", ElementType::float32, true},
+           {"update", ElementType::float32, Presence::optional},
            {"gain", ElementType::float32},
            {"codes", ElementType::uint8},
            {"scales", ElementType::uint16},
-           {"first_row", ElementType::int64, true}},
+           {"first_row", ElementType::int64, Presence::optional}},
           {{"y", ElementType::float32},
-           {"new_residual", ElementType::float32, true},
-           {"normed", ElementType::float32, true}},
+           {"new_residual", ElementType::float32, Presence::optional},
+           {"normed", ElementType::float32, Presence::optional}},
           [](const Node& node) -> std::unique_ptr<Kernel> {
             return std::make_unique<NormLinear>(node);
           }};

@@ -17,12 +17,18 @@ namespace specdec::ops {
 // from a node's attributes (Declaration); a kernel computes (Kernel). Both throw specdec::Error: the
 // runtime then reports the op's name and the message.
 
-enum class ElementType : int { float32 = 1, uint8 = 2, uint16 = 4, int32 = 6, int64 = 7 };
+enum class ElementType : int { any = 0, float32 = 1, uint8 = 2, uint16 = 4, int32 = 6, int64 = 7 };
+
+enum class Presence : int {
+  required = abi::kRequired,
+  optional = abi::kOptional,  // as an input: may be absent; as an output: may be unwanted
+  variadic = abi::kVariadic,  // one or more, to the end, not all of one type
+};
 
 struct Operand {
   const char* name;
   ElementType type;
-  bool optional = false;  // as an input: may be absent; as an output: may be unwanted
+  Presence presence = Presence::required;
 };
 
 class Shape {
@@ -138,6 +144,7 @@ Declaration norm_linear();
 Declaration cached_attention();
 Declaration bridge();
 Declaration embedding();
+Declaration decoder_layers();
 
 // Throws specdec::Error (invalid_input) with the message.
 [[noreturn]] void refuse(const std::string& message);

@@ -17,7 +17,7 @@ constexpr const char* kDomain = "specdec";
 
 std::vector<Declaration> declarations() {
   return {
-      linear(), norm_linear(), cached_attention(), bridge(), embedding(),
+      linear(), norm_linear(), cached_attention(), bridge(), embedding(), decoder_layers(),
   };
 }
 
@@ -50,7 +50,7 @@ struct Registered : OrtCustomOp {
       return characteristic(of(op).outputs[i]);
     };
     variadic_input_min_arity = variadic_output_min_arity = [](const OrtCustomOp*) { return 1; };
-    variadic_input_homogeneity = variadic_output_homogeneity = [](const OrtCustomOp*) { return 1; };
+    variadic_input_homogeneity = variadic_output_homogeneity = [](const OrtCustomOp*) { return 0; };
     start_version = [](const OrtCustomOp*) { return 1; };
     end_version = [](const OrtCustomOp*) { return 1; };
     create_kernel_v2 = make;
@@ -63,7 +63,7 @@ struct Registered : OrtCustomOp {
   }
   static int type(const Operand& operand) { return static_cast<int>(operand.type); }
   static int characteristic(const Operand& operand) {
-    return operand.optional ? abi::kOptional : abi::kRequired;
+    return static_cast<int>(operand.presence);
   }
 
   static OrtStatus* make(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,

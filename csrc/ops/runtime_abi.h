@@ -57,7 +57,7 @@ namespace specdec::ops::abi {
 
 constexpr std::uint32_t kVersion = 17;  // the first that has all of this
 
-enum Characteristic : int { kRequired = 0, kOptional = 1 };
+enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
 // A function of the table: its position and its type.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,7 +21,7 @@ Progress = Callable[[float], None]
 
 
 class DecoderGraph:
-    """Adds the network to ``graph``, layer by layer; ``FusedGraph`` has layers of its own."""
+    """Adds the network to ``graph``, layer by layer; ``FusedGraph`` has them in one node."""
 
     sequences: int | str = 1
     """How many sequences the cache holds."""
@@ -37,11 +38,11 @@ class DecoderGraph:
         self._declare_inputs()
         matrix = self.checkpoint.matrix("embedding")
         residual, update = self.layout.embedding(self.graph, "embedding", matrix), ""
-        for layer in range(layers):
-            progress((layer + 1) / (layers + 2))
-            if layer in self.config.bridges:
-                residual, update = self._bridge(layer, residual, update)
-            residual, update = self._layer(layer, residual, update)
+        for first, after in self._runs():
+            if first in self.config.bridges:
+                residual, update = self._bridge(first, residual, update)
+            progress((first + 1) / (layers + 2))
+            residual, update = self._layers(range(first, after), residual, update)
         progress((layers + 1) / (layers + 2))
         self._head(residual, update)
         progress(1.0)
@@ -71,8 +72,19 @@ class DecoderGraph:
         self.graph.input("seqlens_k", np.int32, [1])
         self.graph.input("total_length", np.int32, [])
 
+    def _runs(self) -> list[tuple[int, int]]:
+        """First and behind the last of layers that follow each other; bridges lie between."""
+        layers = self.config.layers
+        starts = sorted({0, *self.config.bridges} & set(range(layers)))
+        return list(pairwise([*starts, layers]))
+
+    def _layers(self, layers: range, residual: str, update: str) -> tuple[str, str]:
+        """Adds them; returns the residual stream and what is yet to be added to it."""
+        for layer in layers:
+            residual, update = self._layer(layer, residual, update)
+        return residual, update
+
     def _layer(self, layer: int, residual: str, update: str) -> tuple[str, str]:
-        """Adds one layer; returns the residual stream and what is yet to be added to it."""
         residual, x = self._gained_norm(f"layers.{layer}.attention_norm", residual, update)
         update = self._attention(layer, x)
         residual, x = self._gained_norm(f"layers.{layer}.ffn_norm", residual, update)

@@ -1,18 +1,22 @@
-"""The network in five nodes a layer, all of them operators of the core (domain ``specdec``).
+"""The network in a few nodes, all of them operators of the core (domain ``specdec``).
 
-``NormLinear`` adds what is new to the residual stream, normalises it and multiplies it, for gate
-and up with the gating behind it; ``CachedAttention`` rotates, writes K/V and attends; ``Bridge`` is
-all of a bridge.
+``DecoderLayers`` is all layers that follow each other, ``Bridge`` all of a bridge between them;
+``NormLinear`` adds what is new to the residual stream, normalises it and multiplies it: the head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
 
-from specdec.convert.activation import Activation
 from specdec.convert.blocks import PackedMatrix, pack_gated, pack_rows
 from specdec.convert.decoder_graph import HIDDEN, DecoderGraph
+from specdec.convert.matrix import Matrix
 from specdec.convert.packed_linear import DOMAIN, weights
+
+Pack: TypeAlias = Callable[[list[Matrix]], PackedMatrix]
 
 
 class FusedGraph(DecoderGraph):
@@ -23,38 +27,47 @@ class FusedGraph(DecoderGraph):
     def _declare_positions(self) -> None:
         self.graph.input("rows", np.int32, [4, "S"])
 
-    def _layer(self, layer: int, residual: str, update: str) -> tuple[str, str]:
-        config, prefix = self.config, f"layers.{layer}"
-        parts = [self.checkpoint.matrix(f"{prefix}.{role}") for role in ("query", "key", "value")]
-        qkv, residual = self._norm_linear(
-            f"{prefix}.qkv", f"{prefix}.attention_norm", residual, update, pack_rows(parts), "none"
-        )
-        mixed = f"{prefix}.attention"
+    def _layers(self, layers: range, residual: str, update: str) -> tuple[str, str]:
+        config = self.config
+        inputs = [residual, update, "rows", "rotary.cosine", "rotary.sine"]
+        name = f"layers.{layers[0]}-{layers[-1]}"
+        outputs = [f"{name}.residual", name]
+        for layer in layers:
+            inputs += [f"past_key.{layer}", f"past_value.{layer}", *self._weights(layer)]
+            outputs += [f"present_key.{layer}", f"present_value.{layer}"]
         self.graph.nodes(
-            "CachedAttention",
-            [
-                *(qkv, f"past_key.{layer}", f"past_value.{layer}", "rows"),
-                *("rotary.cosine", "rotary.sine"),
-            ],
-            [mixed, f"present_key.{layer}", f"present_value.{layer}"],
+            "DecoderLayers",
+            inputs,
+            outputs,
             domain=DOMAIN,
+            layers=len(layers),
             heads=config.heads,
             kv_heads=config.kv_heads,
+            epsilon=config.norm_eps,
         )
-        x = Activation(mixed, config.heads * config.head_dim)
-        update = self.layout.attention_output(
-            self.graph,
-            f"{prefix}.attention_output",
-            x,
-            self.checkpoint.matrix(f"{prefix}.attention_output"),
-        )
-        both = pack_gated(*(self.checkpoint.matrix(f"{prefix}.{role}") for role in ("gate", "up")))
-        gated, residual = self._norm_linear(
-            f"{prefix}.gated", f"{prefix}.ffn_norm", residual, update, both, "swiglu"
-        )
-        down = self.checkpoint.matrix(f"{prefix}.down")
-        x = Activation(gated, config.ffn)
-        return residual, self.layout.down(self.graph, f"{prefix}.down", x, down)
+        return outputs[0], outputs[1]
+
+    def _weights(self, layer: int) -> list[str]:
+        """The initializers of a layer, as DecoderLayers takes them."""
+        graph, checkpoint, prefix = self.graph, self.checkpoint, f"layers.{layer}"
+
+        def gain(norm: str) -> str:
+            return graph.initializer(f"{prefix}.{norm}.gain", checkpoint.vector(f"{prefix}.{norm}"))
+
+        def packed(
+            name: str, pack: Callable[[list[Matrix]], PackedMatrix], *roles: str
+        ) -> list[str]:
+            matrices = [checkpoint.matrix(f"{prefix}.{role}") for role in roles]
+            return weights(graph, f"{prefix}.{name}", pack(matrices))
+
+        return [
+            gain("attention_norm"),
+            *packed("qkv", pack_rows, "query", "key", "value"),
+            *packed("attention_output", pack_rows, "attention_output"),
+            gain("ffn_norm"),
+            *packed("gated", lambda both: pack_gated(*both), "gate", "up"),
+            *packed("down", pack_rows, "down"),
+        ]
 
     def _bridge(self, layer: int, residual: str, update: str) -> tuple[str, str]:
         graph, prefix = self.graph, f"layers.{layer}"
@@ -89,27 +102,3 @@ class FusedGraph(DecoderGraph):
             epsilon=self.config.norm_eps,
             activation="none",
         )
-
-    def _norm_linear(
-        self,
-        name: str,
-        norm: str,
-        residual: str,
-        update: str,
-        packed: PackedMatrix,
-        activation: str,
-    ) -> tuple[str, str]:
-        """Returns the linear's output, and the residual stream with ``update`` (if any) added."""
-        gain = self.graph.initializer(f"{norm}.gain", self.checkpoint.vector(norm))
-        total = f"{norm}.residual" if update else residual
-        self.graph.nodes(
-            "NormLinear",
-            [residual, update, gain, *weights(self.graph, name, packed)],
-            [name, total] if update else [name],
-            domain=DOMAIN,
-            bits=packed.bits,
-            outputs=packed.outputs,
-            epsilon=self.config.norm_eps,
-            activation=activation,
-        )
-        return name, total

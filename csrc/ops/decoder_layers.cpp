@@ -1,0 +1,239 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "isa.h"
+#include "layers_step.h"
+#include "weight_memory.h"
+
+namespace specdec::ops {
+namespace {
+
+enum Input : std::size_t { kResidual, kUpdate, kRows, kCosine, kSine, kFirstOfLayers };
+enum Output : std::size_t { kNewResidual, kNewUpdate, kFirstPresent };
+
+// The inputs of a layer, behind those of the layers before it. The four matrices are two inputs each.
+enum LayerInput : std::size_t {
+  kPastKey,
+  kPastValue,
+  kAttentionGain,
+  kQkv,
+  kAttentionOutput = kQkv + 2,
+  kFfnGain = kAttentionOutput + 2,
+  kGated,
+  kDown = kGated + 2,
+  kLayerInputs = kDown + 2,
+};
+
+// Layers that follow each other, in one node.
+class DecoderLayers final : public Kernel {
+ public:
+  explicit DecoderLayers(const Node& node)
+      : heads_(node.integer("heads")),
+        kv_heads_(node.integer("kv_heads")),
+        threads_(std::max(1u, std::thread::hardware_concurrency())),
+        row_kernels_(row_kernels(isa_named(node.text("isa", "auto")))),
+        attention_kernels_(attention_kernels(isa_named(node.text("isa", "auto")))) {
+    const std::int64_t count = node.integer("layers");
+    if (count < 1 || count > 4096) refuse("layers is " + std::to_string(count));
+    if (kv_heads_ < 1 || heads_ < 1 || heads_ > 4096 || heads_ % kv_heads_ != 0) {
+      refuse("heads is " + std::to_string(heads_) + " and kv_heads " + std::to_string(kv_heads_) +
+             "; heads must be a positive multiple of kv_heads, at most 4096");
+    }
+    shape_.epsilon = node.real("epsilon");
+    if (!(shape_.epsilon >= 0 && std::isfinite(shape_.epsilon))) refuse("epsilon must be 0 or more");
+    for (std::int64_t i = 0; i < count; ++i) layers_.push_back(read(node, i));
+
+    std::size_t bytes = 0;
+    for (LayerWeights& layer : layers_) {
+      for (const Matrix* matrix : matrices(layer)) bytes += WeightMemory::bytes_of(*matrix);
+    }
+    memory_ = std::make_unique<WeightMemory>(bytes);
+    for (LayerWeights& layer : layers_) {
+      for (Matrix* matrix : matrices(layer)) *matrix = memory_->keep(*matrix);
+    }
+  }
+
+  void compute(const Call& call) const override {
+    const Tensor residual = call.input(kResidual);
+    const Shape shape = residual.shape();
+    if (shape.rank() != 3 || shape[0] != 1 || shape[2] != shape_.hidden) {
+      refuse("residual has shape " + shape.text() + "; these weights need [1, S, " +
+             std::to_string(shape_.hidden) + "]");
+    }
+    LayersTensors tensors{};
+    tensors.residual = residual.data<float>();
+    if (call.has_input(kUpdate)) {
+      const Tensor update = call.input(kUpdate);
+      require(update.shape(), shape, "update");
+      tensors.update = update.data<float>();
+    }
+    const AttentionShape attention = attention_shape(call, shape[1]);
+    tensors.rows = call.input_data<std::int32_t>(kRows);
+    tensors.cosine = call.input_data<float>(kCosine);
+    tensors.sine = call.input_data<float>(kSine);
+    tensors.new_residual = call.output<float>(kNewResidual, shape);
+    tensors.new_update = call.output<float>(kNewUpdate, shape);
+
+    // By thread and not by kernel: sessions may be run from several threads, layers run in turn.
+    static thread_local Scratch scratch;
+    Scratch& mine = scratch;
+    mine.caches.clear();
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      mine.caches.push_back(
+          {cache(call, i, kPastKey, attention), cache(call, i, kPastValue, attention)});
+    }
+    if (tensors.new_residual == nullptr || tensors.new_update == nullptr) {
+      refuse("all outputs must be used");
+    }
+    if (attention.rows == 0) return;
+
+    mine.step.begin(shape_, attention, tensors, mine.caches.data(), row_kernels_,
+                    attention_kernels_, threads_);
+    Stages stages(threads_);
+    call.parallel(static_cast<std::size_t>(stages.ranges()), [&](std::size_t range) noexcept {
+      Stages::Thread thread(stages, static_cast<std::int64_t>(range));
+      mine.step.work(layers_.data(), layers_.size(), thread);
+    });
+  }
+
+ private:
+  struct Scratch {
+    LayersStep step;
+    std::vector<LayerCache> caches;
+  };
+
+  static std::array<Matrix*, 4> matrices(LayerWeights& layer) {
+    return {&layer.qkv, &layer.attention_output, &layer.gated, &layer.down};
+  }
+
+  static void require(const Shape& shape, const Shape& expected, const char* name) {
+    if (shape != expected) {
+      refuse(std::string(name) + " is " + shape.text() + ", not " + expected.text());
+    }
+  }
+
+  // What the first layer has, all must have.
+  LayerWeights read(const Node& node, std::int64_t index) {
+    const std::size_t first = kFirstOfLayers + static_cast<std::size_t>(index) * kLayerInputs;
+    const Tensor attention_gain = node.constant(first + kAttentionGain, "attention_gain");
+    const Tensor ffn_gain = node.constant(first + kFfnGain, "ffn_gain");
+    if (index == 0) take_sizes(node, first, attention_gain.shape());
+    require(attention_gain.shape(), {shape_.hidden}, "attention_gain");
+    require(ffn_gain.shape(), {shape_.hidden}, "ffn_gain");
+    LayerWeights layer{};
+    layer.attention_gain = attention_gain.data<float>();
+    layer.ffn_gain = ffn_gain.data<float>();
+    layer.qkv = matrix(node, first + kQkv, "qkv", shape_.hidden, shape_.qkv, 1);
+    layer.attention_output = matrix(node, first + kAttentionOutput, "attention_output",
+                                    shape_.mixed, shape_.hidden, 1);
+    layer.gated = matrix(node, first + kGated, "gated", shape_.hidden, 2 * shape_.ffn, 2);
+    layer.down = matrix(node, first + kDown, "down", shape_.ffn, shape_.hidden, 1);
+    return layer;
+  }
+
+  void take_sizes(const Node& node, std::size_t first, const Shape& gain) {
+    if (gain.rank() != 1) refuse("attention_gain is " + gain.text() + ", not [hidden]");
+    shape_.hidden = gain[0];
+    shape_.mixed =
+        PackedMatrix(node, first + kAttentionOutput, shape_.hidden, 1).inputs();
+    shape_.ffn = PackedMatrix(node, first + kDown, shape_.hidden, 1).inputs();
+    const std::int64_t head_dim = shape_.mixed / heads_;
+    if (head_dim * heads_ != shape_.mixed || head_dim < 8 || head_dim > kLargestHeadDim ||
+        head_dim % 8 != 0) {
+      refuse(std::to_string(shape_.mixed) + " inputs of attention_output in " +
+             std::to_string(heads_) + " heads: a head must have a multiple of 8, at most " +
+             std::to_string(kLargestHeadDim));
+    }
+    shape_.qkv = (heads_ + 2 * kv_heads_) * head_dim;
+  }
+
+  static Matrix matrix(const Node& node, std::size_t input, const char* name, std::int64_t inputs,
+                       std::int64_t outputs, std::int64_t parts) {
+    const PackedMatrix packed(node, input, outputs, parts);
+    if (packed.inputs() != inputs) {
+      refuse(std::string(name) + " has " + std::to_string(packed.inputs()) + " inputs, not " +
+             std::to_string(inputs));
+    }
+    return packed.of(node);
+  }
+
+  AttentionShape attention_shape(const Call& call, std::int64_t rows) const {
+    const Shape cache = call.input(kFirstOfLayers + kPastKey).shape();
+    const std::int64_t head_dim = shape_.mixed / heads_;
+    if (cache.rank() != 4 || cache[1] != kv_heads_ || cache[3] != head_dim) {
+      refuse("past_key is " + cache.text() + ", not [sequences, " + std::to_string(kv_heads_) +
+             " K/V heads, capacity, " + std::to_string(head_dim) + "]");
+    }
+    const Shape cosine = call.input(kCosine).shape();
+    if (cosine.rank() != 2) refuse("cosine is " + cosine.text() + ", not [positions, head_dim / 2]");
+    require(cosine, {cosine[0], head_dim / 2}, "cosine");
+    require(call.input(kSine).shape(), cosine, "sine");
+    require(call.input(kRows).shape(), {4, rows}, "rows");
+    AttentionShape shape;
+    shape.rows = narrow(rows * heads_, "the step") / static_cast<std::int32_t>(heads_);
+    shape.heads = static_cast<std::int32_t>(heads_);
+    shape.kv_heads = static_cast<std::int32_t>(kv_heads_);
+    shape.head_dim = static_cast<std::int32_t>(head_dim);
+    shape.sequences = narrow(cache[0], "the list of sequences");
+    shape.capacity = narrow(cache[2], "the cache");
+    shape.positions = narrow(cosine[0], "the rotary table");
+    return shape;
+  }
+
+  static std::int32_t narrow(std::int64_t size, const char* what) {
+    if (size > std::numeric_limits<std::int32_t>::max()) refuse(std::string(what) + " is too long");
+    return static_cast<std::int32_t>(size);
+  }
+
+  // The memory that a cache is read from and written to.
+  static float* cache(const Call& call, std::size_t layer, LayerInput which,
+                      const AttentionShape& shape) {
+    const Tensor past = call.input(kFirstOfLayers + layer * kLayerInputs + which);
+    const Shape expected{shape.sequences, shape.kv_heads, shape.capacity, shape.head_dim};
+    require(past.shape(), expected, which == kPastKey ? "past_key" : "past_value");
+    float* const present = call.output<float>(
+        kFirstPresent + 2 * layer + (which == kPastKey ? 0 : 1), expected);
+    if (present == nullptr) refuse("all outputs must be used");
+    if (const auto* from = past.data<float>(); from != present) {
+      const std::int64_t size = expected[0] * expected[1] * expected[2] * expected[3];
+      std::memcpy(present, from, sizeof(float) * static_cast<std::size_t>(size));
+    }
+    return present;
+  }
+
+  const std::int64_t heads_;
+  const std::int64_t kv_heads_;
+  const std::int64_t threads_;
+  const RowKernels& row_kernels_;
+  const AttentionKernels attention_kernels_;
+  LayersShape shape_{};
+  std::vector<LayerWeights> layers_;
+  std::unique_ptr<WeightMemory> memory_;
+};
+
+}  // namespace
+
+Declaration decoder_layers() {
+  return {"DecoderLayers",
+          {{"residual", ElementType::float32},
+           {"update", ElementType::float32, Presence::optional},
+           {"rows", ElementType::int32},
+           {"cosine", ElementType::float32},
+           {"sine", ElementType::float32},
+           {"layers", ElementType::any, Presence::variadic}},
+          {{"new_residual", ElementType::float32},
+           {"new_update", ElementType::float32},
+           {"present", ElementType::float32, Presence::variadic}},
+          [](const Node& node) -> std::unique_ptr<Kernel> {
+            return std::make_unique<DecoderLayers>(node);
+          }};
+}
+
+}  // namespace specdec::ops

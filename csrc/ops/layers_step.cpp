@@ -1,0 +1,129 @@
+#include "layers_step.h"
+
+#include <algorithm>
+
+namespace specdec::ops {
+
+void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention,
+                       const LayersTensors& tensors, const LayerCache* caches,
+                       const RowKernels& row_kernels, const AttentionKernels& attention_kernels,
+                       std::int64_t threads) {
+  shape_ = shape;
+  tensors_ = tensors;
+  caches_ = caches;
+  kernels_ = &row_kernels;
+
+  const std::int64_t rows = attention.rows;
+  const std::int64_t widest = std::max({shape.hidden, shape.mixed, shape.ffn}) / kBlock;
+  const Rows scratch = rows_in_scratch(rows, widest);
+  const auto narrow = [&](std::int64_t width) {
+    Rows narrower = scratch;
+    narrower.blocks = width / kBlock;
+    return narrower;
+  };
+  hidden_rows_ = narrow(shape.hidden);
+  mixed_rows_ = narrow(shape.mixed);
+  ffn_rows_ = narrow(shape.ffn);
+
+  // Each begins at a line of the nearest cache.
+  constexpr std::int64_t kLine = 16;
+  const auto whole = [&](std::int64_t width) { return (rows * width + kLine - 1) / kLine * kLine; };
+  const std::int64_t products = whole(std::max(shape.qkv, shape.ffn));
+  const std::int64_t total = whole(shape.hidden) + products + whole(shape.mixed) + kLine;
+  if (static_cast<std::int64_t>(floats_.size()) < total) {
+    floats_.resize(static_cast<std::size_t>(total));
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(floats_.data()) / sizeof(float);
+  sum_ = floats_.data() + (kLine - static_cast<std::int64_t>(address % kLine)) % kLine;
+  products_ = sum_ + whole(shape.hidden);
+  mixed_ = products_ + products;
+
+  AttentionTensors memory;
+  memory.qkv = products_;
+  memory.rows = tensors.rows;
+  memory.cosine = tensors.cosine;
+  memory.sine = tensors.sine;
+  memory.key = caches[0].key;
+  memory.value = caches[0].value;
+  memory.mixed = mixed_;
+  attention_.begin(attention, memory, attention_kernels, static_cast<std::size_t>(threads));
+}
+
+void LayersStep::work(const LayerWeights* layers, std::size_t count,
+                      Stages::Thread& thread) noexcept {
+  for (std::size_t i = 0; i < count; ++i) {
+    attend(layers[i], caches_[i], thread);
+    feed_forward(layers[i], thread);
+  }
+}
+
+void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache,
+                        Stages::Thread& thread) noexcept {
+  const bool first = &cache == caches_;
+  Norm norm{};
+  norm.residual = first ? tensors_.residual : tensors_.new_residual;
+  norm.update = first ? tensors_.update : tensors_.new_update;
+  norm.gain = layer.attention_gain;
+  norm.epsilon = shape_.epsilon;
+  norm.sum = sum_;
+  const Pieces pieces(hidden_rows_);
+  thread.stage(pieces.count() + 1, [&](std::int64_t piece) {
+    if (piece == pieces.count()) {
+      attention_.next_layer(cache.key, cache.value);
+    } else {
+      kernels_->norm_and_round(norm, 0, hidden_rows_, pieces[piece]);
+    }
+  });
+  multiply(layer.qkv, 1, thread, [&](std::int64_t begin, std::int64_t end) {
+    kernels_->multiply(layer.qkv, hidden_rows_, begin, end, shape_.qkv, products_);
+  });
+  thread.stage(hidden_rows_.rows, [&](std::int64_t row) {
+    attention_.write_row(static_cast<std::size_t>(row));
+  });
+  thread.stage(static_cast<std::int64_t>(attention_.units()), [&](std::int64_t unit) {
+    attention_.run_unit(static_cast<std::size_t>(unit));
+  });
+  round(mixed_, mixed_rows_, thread);
+  multiply(layer.attention_output, 1, thread, [&](std::int64_t begin, std::int64_t end) {
+    kernels_->multiply(layer.attention_output, mixed_rows_, begin, end, shape_.hidden,
+                       tensors_.new_update);
+  });
+}
+
+void LayersStep::feed_forward(const LayerWeights& layer, Stages::Thread& thread) noexcept {
+  Norm norm{};
+  norm.residual = sum_;
+  norm.update = tensors_.new_update;
+  norm.gain = layer.ffn_gain;
+  norm.epsilon = shape_.epsilon;
+  norm.sum = tensors_.new_residual;
+  const Pieces pieces(hidden_rows_);
+  thread.stage(pieces.count(), [&](std::int64_t piece) {
+    kernels_->norm_and_round(norm, 0, hidden_rows_, pieces[piece]);
+  });
+  multiply(layer.gated, 2, thread, [&](std::int64_t begin, std::int64_t end) {
+    kernels_->multiply_swiglu(layer.gated, hidden_rows_, begin, end, shape_.ffn, products_);
+  });
+  round(products_, ffn_rows_, thread);
+  multiply(layer.down, 1, thread, [&](std::int64_t begin, std::int64_t end) {
+    kernels_->multiply(layer.down, ffn_rows_, begin, end, shape_.hidden, tensors_.new_update);
+  });
+}
+
+template <class Multiply>
+void LayersStep::multiply(const Matrix& matrix, std::int64_t unit_tiles, Stages::Thread& thread,
+                          const Multiply& multiply) noexcept {
+  const std::int64_t units = matrix.tiles / unit_tiles;
+  const std::int64_t part = part_units(matrix, unit_tiles);
+  thread.stage(
+      (units + part - 1) / part,
+      [&](std::int64_t i) { matrix.ask_for(i * part * unit_tiles); },
+      [&](std::int64_t i) { multiply(i * part, std::min((i + 1) * part, units)); });
+}
+
+void LayersStep::round(const float* x, const Rows& rows, Stages::Thread& thread) noexcept {
+  const Pieces pieces(rows);
+  thread.stage(pieces.count(), [&](std::int64_t piece) { kernels_->round(x, rows, pieces[piece]); });
+}
+
+}  // namespace specdec::ops

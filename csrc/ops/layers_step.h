@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention_step.h"
+#include "linear.h"
+#include "row_kernels.h"
+#include "stages.h"
+
+namespace specdec::ops {
+
+struct LayerWeights {
+  const float* attention_gain;  // [hidden]
+  Matrix qkv;                   // query, key and value below each other
+  Matrix attention_output;
+  const float* ffn_gain;  // [hidden]
+  Matrix gated;           // tiles of gate and up in turns
+  Matrix down;
+};
+
+struct LayerCache {
+  float* key;    // [B, kv_heads, capacity, head_dim]
+  float* value;  // the same
+};
+
+struct LayersShape {
+  std::int64_t hidden;
+  std::int64_t mixed;  // heads * head_dim
+  std::int64_t qkv;    // (heads + 2 * kv_heads) * head_dim
+  std::int64_t ffn;
+  float epsilon;
+};
+
+// One step of some layers: x = residual + update; x += attention(norm(x)); x += ffn(norm(x)), ...
+// What is to be added last is given apart, since the norm that follows adds it.
+struct LayersTensors {
+  const float* residual;   // [S, hidden]
+  const float* update;     // [S, hidden], or null: zero
+  float* new_residual;     // [S, hidden]
+  float* new_update;       // [S, hidden]
+  const std::int32_t* rows;  // [4, S], see AttentionPlan
+  const float* cosine;       // [P, head_dim / 2]
+  const float* sine;         // [P, head_dim / 2]
+};
+
+// begin, then work in as many threads as there are ranges. Its memory is kept from step to step.
+class LayersStep {
+ public:
+  // Throws Error where rows are not such.
+  void begin(const LayersShape& shape, const AttentionShape& attention,
+             const LayersTensors& tensors, const LayerCache* caches,
+             const RowKernels& row_kernels, const AttentionKernels& attention_kernels,
+             std::int64_t threads);
+
+  void work(const LayerWeights* layers, std::size_t count, Stages::Thread& thread) noexcept;
+
+ private:
+  void attend(const LayerWeights& layer, const LayerCache& cache, Stages::Thread& thread) noexcept;
+  void feed_forward(const LayerWeights& layer, Stages::Thread& thread) noexcept;
+  template <class Multiply>
+  void multiply(const Matrix& matrix, std::int64_t unit_tiles, Stages::Thread& thread,
+                const Multiply& multiply) noexcept;
+  void round(const float* x, const Rows& rows, Stages::Thread& thread) noexcept;
+
+  LayersShape shape_{};
+  LayersTensors tensors_{};
+  const LayerCache* caches_ = nullptr;
+  const RowKernels* kernels_ = nullptr;
+  AttentionStep attention_;
+  Rows hidden_rows_{}, mixed_rows_{}, ffn_rows_{};  // in the same memory: one at a time is in use
+  float* sum_ = nullptr;      // [S, hidden], the residual stream between attention and feed-forward
+  float* products_ = nullptr; // [S, qkv or ffn]
+  float* mixed_ = nullptr;    // [S, mixed]
+  std::vector<float> floats_;
+};
+
+}  // namespace specdec::ops

@@ -1,0 +1,122 @@
+#include "weight_memory.h"
+
+#include <cstring>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
+#include <string>
+#endif
+
+namespace specdec::ops {
+namespace {
+
+constexpr std::size_t kLine = 64;
+
+std::size_t whole_lines(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+std::size_t code_bytes(const Matrix& matrix) {
+  return static_cast<std::size_t>(matrix.tiles * matrix.tile_codes());
+}
+
+std::size_t scale_bytes(const Matrix& matrix) {
+  return static_cast<std::size_t>(matrix.tiles * matrix.tile_scales()) * sizeof(std::uint16_t);
+}
+
+}  // namespace
+
+std::size_t WeightMemory::bytes_of(const Matrix& matrix) {
+  return whole_lines(code_bytes(matrix)) + whole_lines(scale_bytes(matrix));
+}
+
+Matrix WeightMemory::keep(const Matrix& matrix) {
+  if (static_cast<std::size_t>(end_ - next_) < bytes_of(matrix)) return matrix;
+  Matrix kept = matrix;
+  kept.codes = static_cast<const std::uint8_t*>(copy(matrix.codes, code_bytes(matrix)));
+  kept.scales = static_cast<const std::uint16_t*>(copy(matrix.scales, scale_bytes(matrix)));
+  return kept;
+}
+
+const void* WeightMemory::copy(const void* source, std::size_t bytes) {
+  void* place = next_;
+  std::memcpy(place, source, bytes);
+  next_ += whole_lines(bytes);
+  give_back(source, bytes);
+  return place;
+}
+
+#if defined(__linux__)
+
+namespace {
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::size_t kLeast = 2 * kHugePage;  // half a page on average stays empty
+
+bool gives_huge_pages() {
+  std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+  std::string modes;
+  std::getline(file, modes);
+  return modes.find("[always]") != std::string::npos ||
+         modes.find("[madvise]") != std::string::npos;
+}
+
+}  // namespace
+
+WeightMemory::WeightMemory(std::size_t bytes) {
+  if (bytes < kLeast || !gives_huge_pages()) return;
+  const std::size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const std::size_t size = whole + kHugePage;  // a mapping begins at any page
+  void* const mapped =
+      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return;
+  mapped_ = mapped;
+  mapped_bytes_ = size;
+  const auto address = reinterpret_cast<std::uintptr_t>(mapped);
+  next_ = static_cast<std::uint8_t*>(mapped) + (kHugePage - address % kHugePage) % kHugePage;
+  end_ = next_ + whole;
+  // Where it is refused, weights are in memory of the usual kind.
+  static_cast<void>(madvise(next_, whole, MADV_HUGEPAGE));
+
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    Range range{};
+    std::uint64_t inode = 0;
+    char permissions[5] = {};
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " %4s %*s %*s %" SCNu64, &range.begin,
+                    &range.end, permissions, &inode) == 4 &&
+        inode != 0) {
+      files_.push_back(range);
+    }
+  }
+}
+
+WeightMemory::~WeightMemory() {
+  if (mapped_ != nullptr) munmap(mapped_, mapped_bytes_);
+}
+
+void WeightMemory::give_back(const void* source, std::size_t bytes) const {
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto address = reinterpret_cast<std::uintptr_t>(source);
+  const std::uintptr_t begin = address / page * page;
+  const std::uintptr_t end = (address + bytes + page - 1) / page * page;
+  // Of memory that is no file's, this would be the end.
+  const bool of_file = std::any_of(files_.begin(), files_.end(), [&](const Range& range) {
+    return range.begin <= begin && end <= range.end;
+  });
+  if (of_file) static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED));
+}
+
+#else
+
+WeightMemory::WeightMemory(std::size_t) {}
+WeightMemory::~WeightMemory() = default;
+void WeightMemory::give_back(const void*, std::size_t) const {}
+
+#endif
+
+}  // namespace specdec::ops
