@@ -89,10 +89,10 @@ class DecoderLayers final : public Kernel {
       mine.caches.push_back(
           {cache(call, i, kPastKey, attention), cache(call, i, kPastValue, attention)});
     }
+    if (attention.rows == 0) return;
     if (tensors.new_residual == nullptr || tensors.new_update == nullptr) {
       refuse("all outputs must be used");
     }
-    if (attention.rows == 0) return;
 
     mine.step.begin(shape_, attention, tensors, mine.caches.data(), row_kernels_,
                     attention_kernels_, threads_);

@@ -85,17 +85,53 @@ class ReferenceGraph:
             values |= dict(zip(node.output, results, strict=False))
         return values["logits"][0], values["hidden"][0]
 
-    def _Linear(self, node: Any, x: Array, codes: Array, scales: Array, **a: int) -> Array:
-        name = next(name for name in node.input if name.endswith(".codes"))
+    def _linear(self, x: Array, name: str, codes: Array, scales: Array, outputs: int) -> Array:
         if name not in self.weights:
-            self.weights[name] = unpack(codes, scales, a["bits"])
+            self.weights[name] = unpack(codes, scales, codes.shape[2] // 64)
         if self.rounded:
             blocks = x.reshape(*x.shape[:-1], -1, BLOCK).astype(np.float32)
             steps = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
             codes = np.rint(blocks / np.where(steps == 0, 1, steps)).astype(np.float64)
             x = (codes * steps).reshape(x.shape)
-        result: Array = (x @ self.weights[name].T)[..., : a["outputs"]]
+        result: Array = (x @ self.weights[name].T)[..., :outputs]
         return result
+
+    def _DecoderLayers(
+        self,
+        node: Any,
+        residual: Array,
+        update: Array | None,
+        rows: Array,
+        cosine: Array,
+        sine: Array,
+        *inputs: Array,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        epsilon: float,
+    ) -> tuple[Array, ...]:
+        names = node.input[5:]
+        caches: list[Array] = []
+        for first in range(0, 12 * layers, 12):
+            layer = inputs[first : first + 12]
+            keys, values = layer[:2]
+            hidden, dim = len(layer[2]), keys.shape[-1]
+            total, update = residual if update is None else residual + update, None
+
+            def linear(x: Array, index: int, outputs: int, first: int = first) -> Array:
+                at = first + index
+                return self._linear(x, names[at], inputs[at], inputs[at + 1], outputs)
+
+            qkv = linear(_norm(total, layer[2], epsilon), 3, (heads + 2 * kv_heads) * dim)
+            mixed = _attention(qkv, keys, values, rows, cosine, sine, heads, kv_heads)
+            residual = total + linear(mixed, 5, hidden)
+            both = linear(_norm(residual, layer[7], epsilon), 8, 16 * len(layer[8]))
+            gate, up = np.moveaxis(both.reshape(*both.shape[:-1], -1, 2, TILE), -2, 0)
+            gated = (gate / (1 + np.exp(-gate)) * up).reshape(*both.shape[:-1], -1)
+            update = linear(gated[..., : BLOCK * layer[10].shape[1]], 10, hidden)
+            caches += [keys, values]
+        assert update is not None
+        return residual, update, *caches
 
     def _NormLinear(
         self,
@@ -115,12 +151,8 @@ class ReferenceGraph:
         total = residual if update is None else residual + update
         normed = _norm(total, gain, epsilon)
         rows = normed if first_row is None else normed[:, first_row[0] :]
-        y = self._Linear(node, rows, codes, scales, bits=bits, outputs=outputs)
-        if activation == b"swiglu":
-            both = y.reshape(*y.shape[:-1], -1, 2, TILE)
-            gate, up = both[..., 0, :], both[..., 1, :]
-            y = (gate / (1 + np.exp(-gate)) * up).reshape(*y.shape[:-1], -1)
-        return y, total, normed
+        assert activation == b"none"
+        return self._linear(rows, node.input[3], codes, scales, outputs), total, normed
 
     def _Bridge(
         self,
@@ -138,38 +170,8 @@ class ReferenceGraph:
     ) -> tuple[Array, Array]:
         total = residual if update is None else residual + update
         read = np.concatenate([_norm(x, np.ones(1), epsilon) for x in (total, features)], -1)
-        return self._Linear(node, read, codes, scales, **attributes), scale * total + bias
-
-    def _CachedAttention(
-        self,
-        node: Any,
-        qkv: Array,
-        keys: Array,
-        values: Array,
-        rows: Array,
-        cosine: Array,
-        sine: Array,
-        *,
-        heads: int,
-        kv_heads: int,
-    ) -> tuple[Array, Array, Array]:
-        width, dim = qkv.shape[1], keys.shape[-1]
-        parts = qkv[0].reshape(width, heads + 2 * kv_heads, dim)
-        mixed = np.zeros((width, heads, dim))
-        paths: list[list[int]] = []
-        for row, (sequence, length, column, parent) in enumerate(rows.T):
-            paths.append([*(paths[parent] if parent >= 0 else []), column])
-            position = length + len(paths[row]) - 1
-            rotated = _rotate(parts[row, : heads + kv_heads], cosine[position], sine[position])
-            keys[sequence, :, column] = rotated[heads:]
-            values[sequence, :, column] = parts[row, heads + kv_heads :]
-            seen = [*range(length), *paths[row]]
-            for head in range(heads):
-                kv = head * kv_heads // heads
-                scores = keys[sequence, kv, seen] @ rotated[head] / np.sqrt(dim)
-                weights = np.exp(scores - scores.max())
-                mixed[row, head] = weights / weights.sum() @ values[sequence, kv, seen]
-        return mixed.reshape(1, width, -1), keys, values
+        y = self._linear(read, node.input[5], codes, scales, attributes["outputs"])
+        return y, scale * total + bias
 
     def _Embedding(
         self, node: Any, tokens: Array, codes: Array, scales: Array, *, bits: int, outputs: int
@@ -186,6 +188,36 @@ def chain(past: int, width: int, sequence: int = 0) -> Array:
     steps = np.arange(width, dtype=np.int32)
     fixed = np.full(width, sequence, np.int32), np.full(width, past, np.int32)
     return np.stack([*fixed, past + steps, steps - 1])
+
+
+def _attention(
+    qkv: Array,
+    keys: Array,
+    values: Array,
+    rows: Array,
+    cosine: Array,
+    sine: Array,
+    heads: int,
+    kv_heads: int,
+) -> Array:
+    """Writes the rows' K and V; returns what they attend to, [1, S, heads * head_dim]."""
+    width, dim = qkv.shape[1], keys.shape[-1]
+    parts = qkv[0].reshape(width, heads + 2 * kv_heads, dim)
+    mixed = np.zeros((width, heads, dim))
+    paths: list[list[int]] = []
+    for row, (sequence, length, column, parent) in enumerate(rows.T):
+        paths.append([*(paths[parent] if parent >= 0 else []), column])
+        position = length + len(paths[row]) - 1
+        rotated = _rotate(parts[row, : heads + kv_heads], cosine[position], sine[position])
+        keys[sequence, :, column] = rotated[heads:]
+        values[sequence, :, column] = parts[row, heads + kv_heads :]
+        seen = [*range(length), *paths[row]]
+        for head in range(heads):
+            kv = head * kv_heads // heads
+            scores = keys[sequence, kv, seen] @ rotated[head] / np.sqrt(dim)
+            weights = np.exp(scores - scores.max())
+            mixed[row, head] = weights / weights.sum() @ values[sequence, kv, seen]
+    return mixed.reshape(1, width, -1)
 
 
 def _norm(x: Array, gain: Array, epsilon: float) -> Array:

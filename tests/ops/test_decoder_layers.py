@@ -1,0 +1,349 @@
+"""The op DecoderLayers: the bits of the nodes that it stands for, in any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from specdec import _core
+from tests.ops import attention_graphs
+from tests.ops.attention_graphs import Cache, chain
+from tests.ops.linear_graphs import INSTRUCTION_SETS, Array, Floats, has, random_matrix, rows_of
+
+Ints = NDArray[np.int32]
+FIXED = ("residual", "update", "rows", "cosine", "sine")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    layers: int = 2
+    hidden: int = 96
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 24
+    ffn: int = 160
+    bits: tuple[int, int, int, int] = (4, 4, 4, 4)  # qkv, attention_output, gated, down
+    sequences: int = 1
+    capacity: int = 200
+
+    @property
+    def mixed(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def qkv(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def attention(self) -> attention_graphs.Shape:
+        return attention_graphs.Shape(
+            *(self.heads, self.kv_heads, self.head_dim),
+            *(self.sequences, self.capacity, self.capacity),
+        )
+
+    def weights(self) -> dict[str, Array]:
+        """By name and layer, in the order of the op's inputs behind a layer's cache."""
+        found: dict[str, Array] = {}
+        rng = np.random.default_rng(5)
+
+        def matrix(name: str, bits: int, outputs: int, inputs: int, parts: int = 1) -> None:
+            packed = random_matrix(len(found), bits, outputs, inputs, parts)
+            # Of a size that leaves the residual stream as it was, roughly.
+            scales = packed.scales.view(np.float16) * np.float16(0.1 / np.sqrt(inputs))
+            found[f"{name}.codes"], found[f"{name}.scales"] = packed.codes, scales.view(np.uint16)
+
+        def gain(name: str) -> None:
+            found[name] = rng.uniform(0.5, 2, self.hidden).astype(np.float32)
+
+        for layer in range(self.layers):
+            gain(f"attention_gain.{layer}")
+            matrix(f"qkv.{layer}", self.bits[0], self.qkv, self.hidden)
+            matrix(f"attention_output.{layer}", self.bits[1], self.hidden, self.mixed)
+            gain(f"ffn_gain.{layer}")
+            matrix(f"gated.{layer}", self.bits[2], 2 * self.ffn, self.hidden, parts=2)
+            matrix(f"down.{layer}", self.bits[3], self.hidden, self.ffn)
+        return found
+
+
+def caches_of(sizes: Sizes, kind: str) -> list[str]:
+    return [f"{kind}_{part}.{layer}" for layer in range(sizes.layers) for part in ("key", "value")]
+
+
+def one_node(sizes: Sizes, update: bool, **attributes: object) -> list[NodeProto]:
+    names, per_layer = list(sizes.weights()), len(sizes.weights()) // sizes.layers
+    inputs = [name if name != "update" or update else "" for name in FIXED]
+    for layer in range(sizes.layers):
+        inputs += caches_of(sizes, "past")[2 * layer : 2 * layer + 2]
+        inputs += names[layer * per_layer : (layer + 1) * per_layer]
+    outputs = ["new_residual", "new_update", *caches_of(sizes, "present")]
+    values = {"layers": sizes.layers, "heads": sizes.heads, "kv_heads": sizes.kv_heads}
+    values |= {"epsilon": 1e-5, **attributes}
+    return [helper.make_node("DecoderLayers", inputs, outputs, domain="specdec", **values)]
+
+
+def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodeProto]:
+    nodes: list[NodeProto] = []
+
+    def node(op: str, inputs: list[str], results: list[str], /, **values: object) -> None:
+        made = helper.make_node(op, inputs, results, domain="specdec")
+        # Not as arguments of make_node, whose own names an attribute may have.
+        values |= attributes
+        made.attribute.extend(helper.make_attribute(*pair) for pair in values.items())
+        nodes.append(made)
+
+    def packed(name: str) -> list[str]:
+        return [f"{name}.codes", f"{name}.scales"]
+
+    x, added = "residual", "update" if update else ""
+    for i in range(sizes.layers):
+        end = i == sizes.layers - 1
+        node(
+            "NormLinear",
+            [x, added, f"attention_gain.{i}", *packed(f"qkv.{i}")],
+            [f"qkv_out.{i}", f"first.{i}"],
+            bits=sizes.bits[0],
+            outputs=sizes.qkv,
+            epsilon=1e-5,
+        )
+        node(
+            "CachedAttention",
+            [f"qkv_out.{i}", f"past_key.{i}", f"past_value.{i}", "rows", "cosine", "sine"],
+            [f"mixed.{i}", f"present_key.{i}", f"present_value.{i}"],
+            heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+        )
+        node(
+            "Linear",
+            [f"mixed.{i}", *packed(f"attention_output.{i}")],
+            [f"attended.{i}"],
+            bits=sizes.bits[1],
+            outputs=sizes.hidden,
+        )
+        x, added = "new_residual" if end else f"second.{i}", "new_update" if end else f"fed.{i}"
+        node(
+            "NormLinear",
+            [f"first.{i}", f"attended.{i}", f"ffn_gain.{i}", *packed(f"gated.{i}")],
+            [f"gated_out.{i}", x],
+            bits=sizes.bits[2],
+            outputs=2 * sizes.ffn,
+            epsilon=1e-5,
+            activation="swiglu",
+        )
+        node(
+            "Linear",
+            [f"gated_out.{i}", *packed(f"down.{i}")],
+            [added],
+            bits=sizes.bits[3],
+            outputs=sizes.hidden,
+        )
+    return nodes
+
+
+def session(
+    sizes: Sizes, nodes: list[NodeProto], weights: Mapping[str, Array], threads: int = 1
+) -> ort.InferenceSession:
+    used = {name for node in nodes for name in node.input if name}
+    fed = [*FIXED, *caches_of(sizes, "past")]
+    outputs = ["new_residual", "new_update", *caches_of(sizes, "present")]
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [
+            helper.make_tensor_value_info(
+                name, TensorProto.INT32 if name == "rows" else TensorProto.FLOAT, None
+            )
+            for name in fed
+            if name in used
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    versions = [helper.make_opsetid("", 17), helper.make_opsetid("specdec", 1)]
+    model = helper.make_model(graph, opset_imports=versions, ir_version=9)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(_core.__file__)
+    return ort.InferenceSession(model.SerializeToString(), options)
+
+
+def step(
+    run: ort.InferenceSession,
+    sizes: Sizes,
+    rows: Ints,
+    caches: list[Cache],
+    update: bool,
+) -> list[Floats]:
+    """A step on copies of the caches; returns all outputs."""
+    n = rows.shape[1]
+    cosine, sine = sizes.attention.tables()
+    feeds = {"residual": rows_of(2, n, sizes.hidden)[None], "rows": rows}
+    feeds |= {"cosine": cosine, "sine": sine}
+    if update:
+        feeds["update"] = rows_of(3, n, sizes.hidden)[None]
+    for layer, cache in enumerate(caches):
+        feeds |= {f"past_key.{layer}": cache.key, f"past_value.{layer}": cache.value}
+    results: list[Floats] = run.run(None, feeds)
+    return results
+
+
+def caches(sizes: Sizes, lengths: list[int]) -> list[Cache]:
+    return [Cache(sizes.attention).fill(layer, lengths) for layer in range(sizes.layers)]
+
+
+def assert_same_bits(found: list[Floats], expected: list[Floats]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def compare(sizes: Sizes, *, update: bool, threads: int, isa: str = "auto") -> None:
+    weights = sizes.weights()
+    whole = session(sizes, one_node(sizes, update, isa=isa), weights, threads)
+    apart = session(sizes, a_node_each(sizes, update, isa=isa), weights)
+    for past, width in ((0, 1), (7, 1), (130, 3), (40, 8), (3, 17), (60, 130)):
+        before = caches(sizes, [past])
+        found = step(whole, sizes, chain(past, width), before, update)
+        assert np.isfinite(found[0]).all()
+        assert np.isfinite(found[1]).all()
+        assert_same_bits(found, step(apart, sizes, chain(past, width), before, update))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("update", [True, False])
+@pytest.mark.parametrize("bits", [(4, 4, 4, 4), (8, 4, 4, 8), (4, 8, 8, 4)], ids=str)
+def test_the_bits_of_the_nodes_it_stands_for(
+    bits: tuple[int, int, int, int], update: bool, threads: int
+) -> None:
+    compare(Sizes(layers=3, bits=bits), update=update, threads=threads)
+
+
+@pytest.mark.parametrize("isa", ["plain", *INSTRUCTION_SETS])
+def test_on_every_instruction_set(isa: str) -> None:
+    if isa in INSTRUCTION_SETS and not has(isa):
+        pytest.skip(f"this CPU has no {isa}")
+    compare(Sizes(layers=1, heads=4, kv_heads=4, head_dim=32), update=True, threads=2, isa=isa)
+
+
+def test_weights_that_fill_huge_pages() -> None:
+    """From 4 MB on they are copied, where the system gives such pages."""
+    sizes = Sizes(hidden=640, heads=10, kv_heads=5, head_dim=64, ffn=1600)
+    weights = sizes.weights()
+    assert sum(value.nbytes for value in weights.values()) > 5 << 20
+    compare(sizes, update=True, threads=2)
+
+
+def test_rows_of_several_sequences() -> None:
+    sizes = Sizes(sequences=3)
+    rows = np.concatenate([chain(50, 4, 2), chain(9, 1, 0), chain(0, 6, 1)], axis=1)
+    rows[3] += np.where(rows[3] < 0, 0, [0] * 5 + [5] * 6)  # parents are rows of the step
+    weights, before = sizes.weights(), caches(sizes, [9, 0, 50])
+    whole = session(sizes, one_node(sizes, False), weights, 2)
+    apart = session(sizes, a_node_each(sizes, False), weights)
+    found = step(whole, sizes, rows, before, False)
+    assert_same_bits(found, step(apart, sizes, rows, before, False))
+
+
+def test_a_step_again_and_again() -> None:
+    """Threads that come late, or not at all, change nothing: 400 steps of the same bits."""
+    sizes = Sizes(layers=4)
+    weights, before = sizes.weights(), caches(sizes, [20])
+    run = session(sizes, one_node(sizes, True), weights, 4)
+    first = step(run, sizes, chain(20, 2), before, True)
+    for _ in range(400):
+        assert_same_bits(step(run, sizes, chain(20, 2), before, True), first)
+
+
+def test_no_rows() -> None:
+    sizes = Sizes()
+    run = session(sizes, one_node(sizes, True), sizes.weights())
+    before = caches(sizes, [20])
+    feeds = {
+        "residual": np.zeros((1, 0, sizes.hidden), np.float32),
+        "update": np.zeros((1, 0, sizes.hidden), np.float32),
+        "rows": np.zeros((4, 0), np.int32),
+        **dict(zip(("cosine", "sine"), sizes.attention.tables(), strict=True)),
+    }
+    for layer, cache in enumerate(before):
+        feeds |= {f"past_key.{layer}": cache.key, f"past_value.{layer}": cache.value}
+    residual, update, *present = run.run(None, feeds)
+    assert residual.shape == update.shape == (1, 0, sizes.hidden)
+    np.testing.assert_array_equal(present[0], before[0].key)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"layers": 0}, "layers is 0"),
+        ({"heads": 3}, "heads is 3 and kv_heads 2; heads must be a positive multiple"),
+        ({"heads": 16}, "96 inputs of attention_output in 16 heads: a head must have"),
+        ({"heads": 2}, "codes has shape .* need"),
+        ({"epsilon": -1.0}, "epsilon must be 0 or more"),
+        ({"isa": "sse9"}, "sse9"),
+    ],
+    ids=str,
+)
+def test_attributes_that_do_not_fit(attributes: dict[str, object], message: str) -> None:
+    sizes = Sizes(layers=1)
+    with pytest.raises(Exception, match=message):
+        session(sizes, one_node(sizes, True, **attributes), sizes.weights())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("attention_gain.0", (64,), r"codes has shape|inputs, not"),
+        ("ffn_gain.1", (64,), r"ffn_gain is \[64\], not \[96\]"),
+        ("down.1.codes", (6, 2, 256), r"codes has shape|scales has shape"),
+    ],
+)
+def test_weights_that_do_not_fit(name: str, shape: tuple[int, ...], message: str) -> None:
+    sizes = Sizes()
+    weights = sizes.weights()
+    weights[name] = np.zeros(shape, weights[name].dtype)
+    with pytest.raises(Exception, match=message):
+        session(sizes, one_node(sizes, True), weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("residual", (1, 2, 64), r"residual has shape \[1, 2, 64\]; these weights need"),
+        ("update", (1, 3, 96), r"update is \[1, 3, 96\], not \[1, 2, 96\]"),
+        ("past_key.0", (1, 3, 200, 24), r"past_key is \[1, 3, 200, 24\], not \[sequences, 2"),
+        ("past_value.1", (1, 2, 100, 24), r"past_value is \[1, 2, 100, 24\], not"),
+        ("sine", (10, 12), r"sine is \[10, 12\], not \[200, 12\]"),
+        ("cosine", (200, 10), r"cosine is \[200, 10\], not \[200, 12\]"),
+        ("rows", (3, 2), r"rows is \[3, 2\], not \[4, 2\]"),
+    ],
+)
+def test_inputs_that_do_not_fit(name: str, shape: tuple[int, ...], message: str) -> None:
+    sizes = Sizes()
+    run = session(sizes, one_node(sizes, True), sizes.weights())
+    cosine, sine = sizes.attention.tables()
+    feeds: dict[str, Array] = {
+        "residual": rows_of(2, 2, sizes.hidden)[None],
+        "update": rows_of(3, 2, sizes.hidden)[None],
+        "rows": chain(5, 2),
+        "cosine": cosine,
+        "sine": sine,
+    }
+    for layer, cache in enumerate(caches(sizes, [5])):
+        feeds |= {f"past_key.{layer}": cache.key, f"past_value.{layer}": cache.value}
+    feeds[name] = np.zeros(shape, feeds[name].dtype)
+    with pytest.raises(Exception, match=f"DecoderLayers: {message}"):
+        run.run(None, feeds)
+
+
+def test_a_row_that_is_wrong_is_named() -> None:
+    sizes = Sizes()
+    run = session(sizes, one_node(sizes, False), sizes.weights())
+    rows = chain(5, 2)
+    rows[3, 1] = 1  # its own parent
+    with pytest.raises(Exception, match="row 1"):
+        step(run, sizes, rows, caches(sizes, [5]), False)
