@@ -40,12 +40,6 @@ void rotate(const float* x, const float* cosine, const float* sine, std::int32_t
   }
 }
 
-// Sixteen rows [head_dim] each that are soon read: the next keys, and the values of these.
-struct Ahead {
-  const float* keys = nullptr;  // null: nothing is
-  const float* values = nullptr;
-};
-
 inline void fetch(const float* x) {
 #if defined(__GNUC__)
   __builtin_prefetch(x, 0, 2);  // not to the nearest cache: a chunk would push itself out of it
@@ -55,10 +49,11 @@ inline void fetch(const float* x) {
 }
 
 // out[r][0..15] = the products of kItems queries with 16 keys. kVectors: head_dim / 16, or 0 where it
-// is known at run time only.
+// is known at run time only. ahead: the next 16 keys, null: nothing is to be brought near. (Values
+// are left to the hardware: asked for too, they crowd out the keys.)
 template <int kItems, int kVectors>
 inline void score_tile(const float* const* keys, std::int32_t head_dim,
-                       const float* const* queries, float* const* out, const Ahead& ahead) {
+                       const float* const* queries, float* const* out, const float* ahead) {
   const std::int32_t vectors = kVectors > 0 ? kVectors : head_dim / kLanes;
   const std::int32_t rest = kVectors > 0 ? 0 : head_dim % kLanes;
   Floats quarters[kItems][4];
@@ -66,12 +61,9 @@ inline void score_tile(const float* const* keys, std::int32_t head_dim,
     Floats sum[kItems][4];
     for (int j = 0; j < 4; ++j) {
       const float* key = keys[4 * j + first];
-      if (ahead.keys != nullptr) {
-        const std::int32_t row = (4 * first + j) * head_dim;
-        for (std::int32_t v = 0; v < vectors; ++v) {
-          fetch(ahead.keys + row + v * kLanes);
-          fetch(ahead.values + row + v * kLanes);
-        }
+      if (ahead != nullptr) {
+        const float* next = ahead + (4 * first + j) * head_dim;
+        for (std::int32_t v = 0; v < vectors; ++v) fetch(next + v * kLanes);
       }
       for (int r = 0; r < kItems; ++r) sum[r][j] = all(0.0f);
       for (std::int32_t v = 0; v < vectors; ++v) {
@@ -101,7 +93,7 @@ inline void score_tile(const float* const* keys, std::int32_t head_dim,
 template <int kVectors>
 class Scorer {
  public:
-  Scorer(const float* const* keys, std::int32_t head_dim, const Ahead& ahead)
+  Scorer(const float* const* keys, std::int32_t head_dim, const float* ahead)
       : keys_(keys), head_dim_(head_dim), ahead_(ahead) {}
 
   void add(const float* query, float* out) {
@@ -109,14 +101,14 @@ class Scorer {
     out_[held_] = out;
     if (++held_ < kScoredItems) return;
     score_tile<kScoredItems, kVectors>(keys_, head_dim_, queries_, out_, ahead_);
-    ahead_ = {};  // once is enough
+    ahead_ = nullptr;  // once is enough
     held_ = 0;
   }
 
   void finish() {
     for (int r = 0; r < held_; ++r) {
       score_tile<1, kVectors>(keys_, head_dim_, queries_ + r, out_ + r, ahead_);
-      ahead_ = {};
+      ahead_ = nullptr;
     }
     held_ = 0;
   }
@@ -124,7 +116,7 @@ class Scorer {
  private:
   const float* const* keys_;
   std::int32_t head_dim_;
-  Ahead ahead_;
+  const float* ahead_;
   int held_ = 0;
   const float* queries_[kScoredItems];
   float* out_[kScoredItems];
@@ -133,9 +125,9 @@ class Scorer {
 // scores[item][i] = the product of its query with the key of its column begin + i, for all columns
 // it sees up to `end`; what lies behind these is undefined.
 template <int kVectors>
-SPECDEC_OPS_APART void score_chunk(const float* key, const float* value, std::int32_t head_dim,
-                                   std::int32_t begin, std::int32_t end,
-                                   const AttentionItem* items, std::int32_t n, float* scores) {
+SPECDEC_OPS_APART void score_chunk(const float* key, std::int32_t head_dim, std::int32_t begin,
+                                   std::int32_t end, const AttentionItem* items, std::int32_t n,
+                                   float* scores) {
   const auto at = [&](std::int32_t column) {
     return key + static_cast<std::size_t>(column) * static_cast<std::size_t>(head_dim);
   };
@@ -146,12 +138,8 @@ SPECDEC_OPS_APART void score_chunk(const float* key, const float* value, std::in
   for (std::int32_t tile = begin; tile < shared; tile += kLanes) {
     // The last tile reads its last key again: what is behind it may be anybody's.
     for (int j = 0; j < kLanes; ++j) keys[j] = at(smaller_of(tile + j, shared - 1));
-    Ahead ahead;
-    if (shared >= kLanes) {
-      const std::int32_t last = shared - kLanes;  // nothing behind it is to be read
-      ahead.keys = at(smaller_of(tile + kLanes, last));
-      ahead.values = value + (at(smaller_of(tile, last)) - key);
-    }
+    // Nothing behind the last is to be read.
+    const float* ahead = shared < kLanes ? nullptr : at(smaller_of(tile + kLanes, shared - kLanes));
     Scorer<kVectors> scorer(keys, head_dim, ahead);
     for (std::int32_t i = 0; i < n; ++i) {
       if (items[i].contiguous <= tile) continue;
@@ -171,7 +159,7 @@ SPECDEC_OPS_APART void score_chunk(const float* key, const float* value, std::in
       for (int j = 0; j < kLanes; ++j) {
         keys[j] = at(item.tail[smaller_of(tile + j, stop - 1) - item.contiguous]);
       }
-      Scorer<kVectors> scorer(keys, head_dim, {});
+      Scorer<kVectors> scorer(keys, head_dim, nullptr);
       for (std::int32_t i = first; i < after; ++i) {
         scorer.add(items[i].query, scores + i * kScoreRow + (tile - begin));
       }
@@ -322,13 +310,13 @@ void sum_chunk(const float* key, const float* value, std::int32_t head_dim, std:
   const std::int32_t end = begin + kAttentionChunk;
   switch (head_dim) {
     case 64:
-      score_chunk<4>(key, value, head_dim, begin, end, items, n, scores);
+      score_chunk<4>(key, head_dim, begin, end, items, n, scores);
       break;
     case 128:
-      score_chunk<8>(key, value, head_dim, begin, end, items, n, scores);
+      score_chunk<8>(key, head_dim, begin, end, items, n, scores);
       break;
     default:
-      score_chunk<0>(key, value, head_dim, begin, end, items, n, scores);
+      score_chunk<0>(key, head_dim, begin, end, items, n, scores);
   }
   for (std::int32_t i = 0; i < n; ++i) {
     weigh(scores + i * kScoreRow, smaller_of(end, items[i].visible) - begin, *sums[i].greatest,
