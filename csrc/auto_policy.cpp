@@ -17,6 +17,9 @@ constexpr double kMostProbes = 2;
 constexpr double kStreamProbes = 0.5;  // what a new prompt is worth a look
 constexpr double kSiblingRate = 0.05;
 constexpr double kHopeless = 0.01;     // chance of a depth to be reached that is not worth a look
+constexpr double kDraftGuess = 0.2;    // cost of a shared drafter step, before one was run
+constexpr double kCompanyRate = 0.2;
+constexpr double kCompanyReturn = 0.01;
 constexpr std::int32_t kFewRuns = 2;   // of a width, after which its cost counts as known
 
 constexpr std::int32_t kFirstRounds = 3;   // whose drafts are short: their cost is not known
@@ -26,6 +29,22 @@ constexpr double kPlainEvery = 48;     // rounds without a plain one after which
 constexpr double kPlainGain = 400;     // and rounds more for each token that drafting gains
 
 }  // namespace
+
+void Company::add(std::int32_t depth, std::int32_t drafting, std::int32_t sequences) {
+  const auto i = static_cast<std::size_t>(depth);
+  if (share_.size() <= i) share_.resize(i + 1, 1.0);
+  if (drafting > 0) {
+    share_[i] += kCompanyRate * (static_cast<double>(drafting) / sequences - share_[i]);
+  } else {
+    share_[i] += kCompanyReturn * (1 - share_[i]);
+  }
+}
+
+double Company::at(std::int32_t depth, std::int32_t sequences) const {
+  const auto i = static_cast<std::size_t>(depth);
+  const double share = i < share_.size() ? share_[i] : 1.0;
+  return std::max(share * sequences, 1.0);
+}
 
 AutoPolicy::AutoPolicy(std::int32_t longest, std::int32_t rows)
     : costs_(rows),
@@ -42,18 +61,42 @@ void AutoPolicy::start_stream() {
   probe_purse_ = std::min(probe_purse_ + kStreamProbes, kMostProbes);
 }
 
+double AutoPolicy::seconds(std::int32_t rows) const {
+  if (!shared_) return costs_.target(rows);
+  const std::int32_t all = std::min(rows * shared_->sequences, shared_->target->max_rows());
+  return shared_->target->target(all) / shared_->sequences;
+}
+
+double AutoPolicy::step_of_drafter(std::int32_t depth) const {
+  if (!shared_) return costs_.draft();
+  if (shared_->draft == nullptr) return 0;
+  if (!shared_->draft->known()) return kDraftGuess * seconds(1);
+  const double drafting = shared_->company->at(depth, shared_->sequences);
+  const auto whole = std::min(static_cast<std::int32_t>(drafting), shared_->draft->max_rows());
+  const std::int32_t more = std::min(whole + 1, shared_->draft->max_rows());
+  const double low = shared_->draft->target(whole);
+  return (low + (drafting - whole) * (shared_->draft->target(more) - low)) / drafting;
+}
+
+// How often the target ran so many rows, or costs of so many are known from steps like it.
+std::int32_t AutoPolicy::runs(std::int32_t rows) const {
+  if (!shared_) return costs_.runs(rows);
+  return shared_->target->known() ? kFewRuns : 0;
+}
+
 // The best rate of chains of a fixed length by what is expected of them, and what was reached of
 // late, in tokens per second.
 double AutoPolicy::rate() const {
-  const double plain = costs_.target(1);
+  const double plain = seconds(1);
   double best = 1;
   double tokens = 1;
   double reached = 1;
+  double drafts = 0;  // seconds
   for (std::int32_t k = 1; k <= limits_.depth; ++k) {
     reached *= source().next(k - 1, AcceptanceModel::kUnsure);
     tokens += worth(k - 1, reached);
-    const double seconds = costs_.target(1 + k) + k * draft_cost();
-    best = std::max(best, tokens * plain / seconds);
+    drafts += draft_cost(k - 1);
+    best = std::max(best, tokens * plain / (seconds(1 + k) + drafts));
   }
   const double blend = (tokens_ + best * kRateWeight) / (steps_ + kRateWeight);
   return std::max(blend, 1.0) / plain;
@@ -64,10 +107,12 @@ double AutoPolicy::worth(std::int32_t depth, double reached) const {
   return block_ ? reached * source().block(depth) : reached;
 }
 
-double AutoPolicy::draft_cost() const { return plan_.lookup ? 0 : costs_.draft(); }
+double AutoPolicy::draft_cost(std::int32_t depth) const {
+  return plan_.lookup ? 0 : step_of_drafter(depth);
+}
 
 double AutoPolicy::rows_cost(std::int32_t rows, std::int32_t more) const {
-  return rate_ * (costs_.target(rows + more) - costs_.target(rows));
+  return rate_ * (seconds(rows + more) - seconds(rows));
 }
 
 // The best that more drafts, from this depth on, can add to a round of so many rows. Rows that
@@ -90,7 +135,7 @@ AutoPolicy::Outlook AutoPolicy::outlook(std::int32_t depth, double reached, floa
   for (std::int32_t i = depth; i < plan_.depth && reached > kHopeless; ++i) {
     const std::int32_t first = rows;
     ++rows;
-    gain -= rate_ * draft_cost();
+    gain -= rate_ * draft_cost(i);
     for (std::int32_t j = 1; j < width; ++j) {
       const double worth = reached * mean_sibling_[j];
       if (choosing && (rows > limits_.nodes || worth <= rows_cost(rows, 1))) break;
@@ -126,7 +171,7 @@ DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
   rate_ = rate();
   if (block_ && plan_.width > 1) choose_width();
   plan_.depth = choose_depth();
-  if (limits.lookup > 0 && costs_.runs(1) > 0 && purse_ > 0) choose_lookup();
+  if (limits.lookup > 0 && runs(1) > 0 && purse_ > 0) choose_lookup();
   return plan_;
 }
 
@@ -175,7 +220,8 @@ std::int32_t AutoPolicy::choose_depth() {
   const std::int32_t most = limits_.depth;
   if (most < 1) return 0;
   ++since_plain_;
-  if (costs_.runs(1) == 0) {
+  if (runs(1) == 0) {
+    if (shared_) return 0;
     // What a plain step costs is one half of every comparison; what a draft does is the other.
     if (since_plain_ > kFirstRounds) return 0;
     probing_ = true;
@@ -216,8 +262,8 @@ Branch AutoPolicy::branch(std::int32_t depth, const float* probabilities, std::i
     result = {0, false};
   } else if (result.go_on && next.gain <= 0) {
     // Shapes that were never measured are tried now and then.
-    result.go_on = next.drafts > 0 && !probing_ && costs_.runs(1) > 0 &&
-                   costs_.runs(rows_ + 2) < kFewRuns && probes(next.gain);
+    result.go_on = next.drafts > 0 && !probing_ && runs(1) > 0 &&
+                   runs(rows_ + 2) < kFewRuns && probes(next.gain);
     if (result.go_on) probe_purse_ += next.gain;
   }
   const std::int32_t behind = result.go_on ? next.drafts : 0;  // of the chain, as expected
@@ -249,7 +295,7 @@ std::int32_t AutoPolicy::siblings(const Position& position, double before,
 
 void AutoPolicy::observe(const RoundOutcome& outcome) {
   const auto steps = static_cast<std::int32_t>(positions_.size());
-  if (!first_) {
+  if (!first_ && !shared_) {
     costs_.add_target(outcome.rows, outcome.target_seconds);
     if (steps > 0 && !plan_.lookup) costs_.add_draft(outcome.draft_seconds / steps);
   }
@@ -263,8 +309,9 @@ void AutoPolicy::observe(const RoundOutcome& outcome) {
   const bool sibling = outcome.accepted < outcome.drafted && outcome.chosen > 0 &&
                        outcome.chosen < positions_[outcome.accepted].nodes;
   const double tokens = 1 + outcome.accepted + (sibling ? 1 : 0);
-  const double seconds = costs_.target(outcome.rows) + steps * draft_cost();
-  account(tokens, seconds / costs_.target(1));
+  double cost = seconds(outcome.rows);
+  for (std::int32_t i = 0; i < steps; ++i) cost += draft_cost(i);
+  account(tokens, cost / seconds(1));
   if (outcome.rows == 1) since_plain_ = 0;
 }
 

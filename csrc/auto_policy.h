@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "acceptance.h"
@@ -32,6 +33,31 @@ struct RoundOutcome {
   // expected to be accepted one by one, and as a block that ends there. Else null.
   const double* by_token = nullptr;
   const double* by_block = nullptr;
+};
+
+// How many of the sequences that share steps draft for a position, as a mean over the rounds: who
+// drafts where the others do not pays for a step of the drafter alone.
+class Company {
+ public:
+  // So many of all drafted for the position `depth` of a round, 0: none.
+  void add(std::int32_t depth, std::int32_t drafting, std::int32_t sequences);
+
+  // At least one of all.
+  double at(std::int32_t depth, std::int32_t sequences) const;
+
+ private:
+  std::vector<double> share_;  // [depth] of the sequences; where nobody drafts it goes back to all
+};
+
+// What steps cost one of several sequences that share them. Of the target's step: what all pay, over
+// their number, if all had so many rows. Of the drafter's: its share among those that draft so far.
+// By what its own steps cost it a sequence would find drafting dear as long as it is the only one,
+// and as cheap as the first rows of a step where the others have filled it.
+struct SharedCosts {
+  const StepCosts* target;  // by the rows of all sequences
+  const StepCosts* draft;   // the same of the drafter's step; null: drafts that cost no step
+  const Company* company;
+  std::int32_t sequences;
 };
 
 // The cost model behind "auto": shapes each round so that committed tokens per second are as many
@@ -70,14 +96,17 @@ class AutoPolicy final : public DraftPolicy {
   // Candidates for each position that the user set, or kAuto.
   void set_width(std::int32_t width) { fixed_width_ = width; }
 
+  // For rounds whose steps are shared, from the next one on; null: they are not.
+  void set_shared(const std::optional<SharedCosts>& costs) { shared_ = costs; }
+
   DraftPlan begin(const DraftLimits& limits) override;
   Branch branch(std::int32_t depth, const float* probabilities, std::int32_t n) override;
   void observe(const RoundOutcome& outcome);
 
   // Committed tokens per second that are expected with drafting as decided here, and without.
   double expected_rate() const { return rate(); }
-  double plain_rate() const { return 1 / costs_.target(1); }
-  double seconds(std::int32_t rows) const { return costs_.target(rows); }  // of a target step
+  double plain_rate() const { return 1 / seconds(1); }
+  double seconds(std::int32_t rows) const;  // of a target step
 
  private:
   struct Outlook {
@@ -92,6 +121,8 @@ class AutoPolicy final : public DraftPolicy {
     std::int32_t nodes;
   };
 
+  double step_of_drafter(std::int32_t depth) const;
+  std::int32_t runs(std::int32_t rows) const;
   double rate() const;
   double rows_cost(std::int32_t rows, std::int32_t more) const;
   Outlook outlook(std::int32_t depth, double reached, float before, std::int32_t rows) const;
@@ -106,11 +137,12 @@ class AutoPolicy final : public DraftPolicy {
   void choose_lookup();
   AcceptanceModel& source() { return plan_.lookup ? looked_up_ : acceptance_; }
   const AcceptanceModel& source() const { return plan_.lookup ? looked_up_ : acceptance_; }
-  double draft_cost() const;
+  double draft_cost(std::int32_t depth) const;
   double worth(std::int32_t depth, double reached) const;
   void account(double tokens, double plain_steps);
 
   StepCosts costs_;
+  std::optional<SharedCosts> shared_;
   AcceptanceModel acceptance_;
   AcceptanceModel looked_up_;  // of drafts that were looked up, which cost no step of the drafter
   bool first_ = true;  // the round is a stream's first

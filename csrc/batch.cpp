@@ -9,10 +9,12 @@
 namespace specdec {
 namespace {
 
-BatchModel* shared_model(const StepRequest& step) {
-  auto* decoder = dynamic_cast<BatchDecoder*>(step.decoder);
+BatchModel* shared_model(Decoder* of) {
+  auto* decoder = dynamic_cast<BatchDecoder*>(of);
   return decoder == nullptr ? nullptr : &decoder->model();
 }
+
+BatchModel* shared_model(const StepRequest& step) { return shared_model(step.decoder); }
 
 }  // namespace
 
@@ -44,7 +46,21 @@ std::vector<Batch::Outcome> Batch::round() {
   return std::move(outcomes_);
 }
 
+// What steps cost one of `sequences`, where it shares those of both its models.
+std::optional<SharedCosts> Batch::costs(Engine& engine, std::int32_t sequences) const {
+  const BatchModel* target = shared_model(&engine.target());
+  const BatchModel* drafter = shared_model(engine.drafter_model());
+  const bool drafts_alone = engine.drafter_model() != nullptr && drafter == nullptr;
+  if (target == nullptr || drafts_alone) return {};
+  return SharedCosts{&target->costs(), drafter == nullptr ? nullptr : &drafter->costs(), &company_,
+                     sequences};
+}
+
 void Batch::begin() {
+  const auto sequences = static_cast<std::int32_t>(
+      std::count_if(engines_.begin(), engines_.end(), [](const auto& engine) {
+        return engine->running() && engine->prefilled();
+      }));
   for (std::size_t i = 0; i < engines_.size(); ++i) {
     Engine& engine = *engines_[i];
     if (!engine.running()) continue;
@@ -52,18 +68,22 @@ void Batch::begin() {
       if (!engine.prefilled() && !engine.prefill_step(1)) engine.prefill_drafter();
       if (!engine.prefilled() && !engine.cancelled()) return;
       in_round_[i] = true;
+      engine.share_costs(costs(engine, std::max(sequences, 1)));
       engine.begin_round();
     });
   }
 }
 
 void Batch::draft() {
-  while (true) {
+  const auto sequences =
+      static_cast<std::int32_t>(std::count(in_round_.begin(), in_round_.end(), true));
+  for (std::int32_t depth = 0; sequences > 0; ++depth) {
     waits_.clear();
     for (std::size_t i = 0; i < engines_.size(); ++i) {
       const Engine& engine = *engines_[i];
       if (in_round_[i] && engine.drafting()) waits_.push_back({i, *engine.step(), false});
     }
+    company_.add(depth, static_cast<std::int32_t>(waits_.size()), sequences);
     if (waits_.empty()) return;
     run(waits_);
   }

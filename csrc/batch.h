@@ -48,6 +48,7 @@ class Batch {
     bool prefill;
   };
 
+  std::optional<SharedCosts> costs(Engine& engine, std::int32_t sequences) const;
   void begin();
   void draft();
   void check();
@@ -64,6 +65,7 @@ class Batch {
   std::vector<Outcome> outcomes_;
   std::vector<bool> in_round_;
   std::vector<Wait> waits_;
+  Company company_;
   std::vector<StepPart> parts_;
 };
 

@@ -53,6 +53,8 @@ class BatchModel {
 
   const Sizes& sizes() const { return sizes_; }
 
+  const StepCosts& costs() const { return costs_; }
+
   // Whether these rows fit into one step.
   bool fits(std::int32_t rows, std::int32_t logit_rows) const {
     return rows <= sizes_.max_width && logit_rows <= sizes_.max_logit_rows;

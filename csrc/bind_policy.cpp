@@ -30,10 +30,23 @@ void bind_policy(py::module_& m) {
       .def("target", &StepCosts::target, py::arg("rows"))
       .def_property_readonly("draft", &StepCosts::draft);
 
+  py::class_<Company>(m, "Company")
+      .def(py::init<>())
+      .def("add", &Company::add, py::arg("depth"), py::arg("drafting"), py::arg("sequences"))
+      .def("at", &Company::at, py::arg("depth"), py::arg("sequences"));
+
   py::class_<AutoPolicy>(m, "AutoPolicy")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("longest"), py::arg("rows"))
       .def("start_stream", &AutoPolicy::start_stream)
       .def("set_width", &AutoPolicy::set_width, py::arg("width"))
+      .def(
+          "set_shared",
+          [](AutoPolicy& self, const StepCosts& target, const StepCosts* draft, const Company& company,
+             std::int32_t sequences) {
+            self.set_shared(SharedCosts{&target, draft, &company, sequences});
+          },
+          py::arg("target"), py::arg("draft"), py::arg("company"), py::arg("sequences"),
+          py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
       .def(
           "begin",
           [](AutoPolicy& self, std::int32_t depth, std::int32_t nodes, std::int32_t width,

@@ -50,7 +50,11 @@ class Drafter {
   // Candidates that it can have for one position.
   virtual std::int32_t widest() const { return kMaxCandidates; }
 
-  virtual double run_seconds() const { return 0; }  // spent in a model, since construction
+  // Its model; null: there is none.
+  virtual Decoder* decoder() const { return nullptr; }
+
+  // Seconds spent in that, since construction.
+  double run_seconds() const { return decoder() == nullptr ? 0 : decoder()->run_seconds(); }
 
  private:
   // begin(), for drafters that wait for no step.
@@ -67,7 +71,7 @@ class ModelDrafter final : public Drafter {
                                    Sampler& sampler, Proposal& proposal) override;
   std::optional<StepRequest> take(const LogitRows& rows) override { return draw_.take(rows); }
   void rollback(std::int32_t length) override { decoder_->cache().truncate(length); }
-  double run_seconds() const override { return decoder_->run_seconds(); }
+  Decoder* decoder() const override { return decoder_.get(); }
 
  private:
   // Whether its model can take the whole sequence.
@@ -92,7 +96,7 @@ class AttachedDrafter final : public Drafter {
                                    Sampler& sampler, Proposal& proposal) override;
   std::optional<StepRequest> take(const LogitRows& rows) override { return draw_.take(rows); }
   void rollback(std::int32_t) override {}
-  double run_seconds() const override { return decoder_->run_seconds(); }
+  Decoder* decoder() const override { return decoder_.get(); }
 
  private:
   Follower& follower_;
@@ -143,7 +147,7 @@ class MixedDrafter final : public Drafter {
   float lookup(const Sequence& sequence) override { return ngram_.find(sequence).sure; }
   void rollback(std::int32_t length) override { model_->rollback(length); }
   std::int32_t widest() const override { return model_->widest(); }
-  double run_seconds() const override { return model_->run_seconds(); }
+  Decoder* decoder() const override { return model_->decoder(); }
 
  private:
   std::shared_ptr<Drafter> model_;

@@ -99,6 +99,11 @@ class Engine {
   void set_draft_width(std::int32_t width);
   std::int32_t draft_width() const { return draft_width_; }
 
+  // For rounds that share their steps: AutoPolicy::set_shared().
+  void share_costs(const std::optional<SharedCosts>& costs) { auto_policy_.set_shared(costs); }
+  Decoder& target() { return *target_; }
+  Decoder* drafter_model() { return drafter_ ? drafter_->decoder() : nullptr; }
+
   void cancel() { cancelled_ = true; }
 
   const Sequence& sequence() const { return sequence_; }

@@ -29,6 +29,7 @@ class StepCosts {
 
   // How often the target ran this many rows.
   std::int32_t runs(std::int32_t rows) const { return runs_[rows]; }
+  std::int32_t max_rows() const { return max_rows_; }
   bool known() const { return first_scales_.count > 0; }
 
  private:

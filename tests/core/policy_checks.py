@@ -84,6 +84,29 @@ def _first_stream(world: World) -> Callable[[ModuleType], float]:
     return share
 
 
+# The first rows of a step cost little, those of a step that is full already much.
+FILLING = World(lambda rows: 1 + 0.02 * min(rows, 4) + 0.12 * max(rows - 4, 0), 0.16, [])
+
+
+def _together(sequences: int, accepted: float, tokens: int = 3000) -> Callable[[ModuleType], float]:
+    """Several sequences in the steps of one batch, over plain decoding of as many."""
+    world = replace(FILLING, phases=[Phase(tokens, [accepted], spread=0.3)])
+
+    def share(core: ModuleType) -> float:
+        rates = []
+        for seed in SEEDS:
+            policies = [new_policy(core) for _ in range(sequences)]
+            costs = (
+                core.StepCosts(sequences * worlds.MAX_ROWS),
+                core.StepCosts(sequences),
+                core.Company(),
+            )
+            rates.append(worlds.play_together(world, policies, costs, seed).rate)
+        return sum(rates) / len(rates) * world.step(sequences) / sequences
+
+    return share
+
+
 TREES = ("flat", "flat, middling", "steep", "declining", "tiles of eight rows")
 
 CHECKS = {
@@ -94,6 +117,11 @@ CHECKS = {
     **{f"losing soon, {n}": Check(_plain(w.cut(1 / 8)), 0.97) for n, w in LOSING.items()},
     **{f"losing at first, {n}": Check(_first_stream(w), 0.97) for n, w in LOSING.items()},
     "losing soon, nearly worth it": Check(_plain(LOSING["nearly worth it"].cut(1 / 8)), 0.982),
+    "together, 2, good drafts": Check(_together(2, 0.7), 1.36),
+    "together, 4, good drafts": Check(_together(4, 0.85), 1.085),
+    "together, 8, good drafts": Check(_together(8, 0.6), 0.975),
+    "together, 8, bad drafts": Check(_together(8, 0.05), 0.98),
+    "together, 8, bad drafts, soon": Check(_together(8, 0.05, 512), 0.97),
     "alternating": Check(_chains(ALTERNATING), 1.1),
     "drifting in one stream": Check(
         lambda core: rate(core, DRIFTING, 1, None) / DRIFTING.best(), 1.1

@@ -228,6 +228,61 @@ def _round(
     )
 
 
+def play_together(world: World, policies: Sequence[Any], costs: Any, seed: int) -> Play:
+    """Policies that share the steps of a world's first phase, chains alone; its tokens are those of
+    all of them. ``costs`` are of the target's step by the rows of all, of the drafter's by the
+    sequences in it, and who shares that; of its seconds
+    ``world.draft`` is the first's, and each other one's a tenth of that."""
+    rng = random.Random(seed)
+    (phase,) = world.phases
+    count = len(policies)
+    for policy in policies:
+        policy.start_stream()
+        policy.set_shared(*costs, count)
+    result = Play()
+    while result.tokens < phase.tokens:
+        outcomes = []
+        at_depth = [0] * (MAX_DEPTH + 1)
+        rows = 0
+        for policy in policies:
+            depth, _, _ = policy.begin(MAX_DEPTH, MAX_ROWS - 1, 1)
+            steps, drafted, accepted, expected, reached = 0, 0, 0, 1.0, 1.0
+            alive, go_on = True, depth > 0
+            while go_on:
+                (chance, *_) = phase.chances(steps, rng)
+                checked, go_on = policy.branch(steps, [chance])
+                at_depth[steps] += 1
+                steps, drafted, reached = steps + 1, drafted + checked, reached * chance
+                expected += reached * checked
+                alive = alive and rng.random() < chance
+                accepted += alive and checked
+            rows += 1 + drafted
+            result.tokens += 1 + accepted
+            result.expected += expected
+            outcomes.append((drafted, accepted))
+        seconds = world.step(rows)
+        costs[0].add_target(rows, seconds * rng.lognormvariate(0, world.noise))
+        for depth in range(at_depth.index(0) + 1):
+            costs[2].add(depth, at_depth[depth], count)
+        for together in filter(None, at_depth):
+            draft = world.draft * (1 + 0.1 * (together - 1))
+            costs[1].add_target(together, draft * rng.lognormvariate(0, world.noise))
+            seconds += draft
+        result.seconds += seconds
+        result.rounds += 1
+        for policy, (drafted, accepted) in zip(policies, outcomes, strict=True):
+            policy.observe(
+                drafted=drafted,
+                rows=1 + drafted,
+                accepted=accepted,
+                chosen=-1 if accepted < drafted else UNKNOWN,
+                all_compared=True,
+                draft_seconds=0.0,
+                target_seconds=seconds,
+            )
+    return result
+
+
 def line(slope: float) -> Callable[[int], float]:
     """A step of one row takes a second, each further row so much more."""
     return lambda rows: 1 + slope * (rows - 1)

@@ -24,10 +24,10 @@ PYBIND11_MODULE(_core, m) {
 
 # (file, what is written there, what is put in its place)
 MUTATIONS = {
-    "drafter steps cost nothing": ("auto_policy.cpp", "gain -= rate_ * draft_cost();", ""),
+    "drafter steps cost nothing": ("auto_policy.cpp", "gain -= rate_ * draft_cost(i);", ""),
     "rows cost nothing": (
         "auto_policy.cpp",
-        "return rate_ * (costs_.target(rows + more) - costs_.target(rows));",
+        "return rate_ * (seconds(rows + more) - seconds(rows));",
         "return 0 * (rows + more);",
     ),
     "a second is worth what it is worth without drafts": (
@@ -90,7 +90,22 @@ MUTATIONS = {
         "if (reached < kFirstReach) break;",
         "",
     ),
-    "set-up counts as cost": ("auto_policy.cpp", "if (!first_) {", "if (true) {"),
+    "set-up counts as cost": ("auto_policy.cpp", "if (!first_ && !shared_) {", "if (!shared_) {"),
+    "a row of a shared step costs one sequence what it costs alone": (
+        "auto_policy.cpp",
+        "std::min(rows * shared_->sequences, shared_->target->max_rows())",
+        "shared_->sequences + rows - 1",
+    ),
+    "each pays the whole of a shared drafter's step": (
+        "auto_policy.cpp",
+        "(shared_->draft->target(more) - low)) / drafting;",
+        "(shared_->draft->target(more) - low));",
+    ),
+    "a shared drafter's step costs a few what it costs all": (
+        "auto_policy.cpp",
+        "kCompanyRate = 0.2;",
+        "kCompanyRate = 0;",
+    ),
     "confidence counts for nothing": (
         "acceptance.cpp",
         "if (!(confidence >= 0)) return kBins;",
