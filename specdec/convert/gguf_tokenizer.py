@@ -157,11 +157,13 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: PreTokenizer) -> T
         raise CheckpointError(
             f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens"
         )
+    added = []
     for token, kind in zip(tokens, types, strict=True):
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
             # Older converters filed control tokens under user-defined; their form tells them apart.
             control = kind != _USER_DEFINED or (token.startswith("<|") and token.endswith("|>"))
-            tokenizer.add_tokens([AddedToken(token, special=control, normalized=False)])
+            added.append(AddedToken(token, special=control, normalized=False))
+    tokenizer.add_tokens(added)  # at once: each call goes through all that were added before
     return tokenizer
 
 
