@@ -273,6 +273,8 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("prefilled_tokens", &Totals::prefilled_tokens)
       .def_readonly("drafted_at", &Totals::drafted_at)
       .def_readonly("accepted_at", &Totals::accepted_at)
+      .def_readonly("looked_up", &Totals::looked_up)
+      .def_readonly("looked_up_accepted", &Totals::looked_up_accepted)
       .def_readonly("prefill_seconds", &Totals::prefill_seconds)
       .def_readonly("draft_seconds", &Totals::draft_seconds)
       .def_readonly("verify_seconds", &Totals::verify_seconds)

@@ -356,6 +356,10 @@ void Engine::account(const Verdict& verdict, std::int32_t committed) {
     ++totals_.drafted_at[i];
     if (i < verdict.accepted) ++totals_.accepted_at[i];
   }
+  if (proposal_.depth() > 0 && (plan_.lookup || drafter_->decoder() == nullptr)) {
+    totals_.looked_up += proposal_.depth();
+    totals_.looked_up_accepted += verdict.accepted;
+  }
   if (policy_ == &auto_policy_) auto_policy_.observe(outcome(verdict));
 }
 

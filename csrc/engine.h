@@ -41,6 +41,9 @@ struct Totals {
   std::int64_t prefilled_tokens = 0;
   std::vector<std::int64_t> drafted_at;   // [i]: rounds with drafts for at least i + 1 positions
   std::vector<std::int64_t> accepted_at;  // [i]: of those, rounds that accepted at least i + 1
+  // Of the positions drafted for and accepted, those of rounds whose drafts were looked up.
+  std::int64_t looked_up = 0;
+  std::int64_t looked_up_accepted = 0;
   double prefill_seconds = 0;
   double draft_seconds = 0;
   double verify_seconds = 0;  // the target's steps

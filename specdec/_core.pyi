@@ -47,6 +47,8 @@ class Totals:
     prefilled_tokens: int
     drafted_at: list[int]
     accepted_at: list[int]
+    looked_up: int
+    looked_up_accepted: int
     prefill_seconds: float
     draft_seconds: float
     verify_seconds: float

@@ -25,6 +25,10 @@ class Stats:
     """Draft tokens that the target checked: all candidates for those positions."""
     accepted: int = 0
     """Draft tokens that it accepted, at most one for a position."""
+    looked_up: int = 0
+    """Of ``drafted``, those that were looked up in the text so far; the others are a model's."""
+    looked_up_accepted: int = 0
+    """Of ``accepted``, those that were looked up."""
     drafted_by_position: tuple[int, ...] = ()
     """Entry i: rounds with drafts for more than i positions."""
     accepted_by_position: tuple[int, ...] = ()
@@ -66,6 +70,26 @@ class Stats:
         seconds = self.seconds.get("prefill", 0.0)
         return self.prefilled_tokens / seconds if seconds > 0 else 0.0
 
+    @property
+    def lookup_acceptance_rate(self) -> float:
+        """``acceptance_rate`` of the drafts that were looked up; 0 without any."""
+        return self.looked_up_accepted / self.looked_up if self.looked_up else 0.0
+
+    @property
+    def model_acceptance_rate(self) -> float:
+        """``acceptance_rate`` of a model's drafts; 0 without any."""
+        drafted = self.drafted - self.looked_up
+        return (self.accepted - self.looked_up_accepted) / drafted if drafted else 0.0
+
+    def _sources(self) -> str:
+        """Where drafts came from both."""
+        if not 0 < self.looked_up < self.drafted:
+            return ""
+        return (
+            f" (model {self.model_acceptance_rate:.0%} of {self.drafted - self.looked_up}, "
+            f"looked up {self.lookup_acceptance_rate:.0%} of {self.looked_up})"
+        )
+
     @classmethod
     def from_totals(cls, totals: _core.Totals, text_seconds: float) -> Stats:
         """Stats from the core's sums and the seconds spent turning tokens into text."""
@@ -75,6 +99,8 @@ class Stats:
             drafted=sum(totals.drafted_at),
             checked=totals.checked,
             accepted=sum(totals.accepted_at),
+            looked_up=totals.looked_up,
+            looked_up_accepted=totals.looked_up_accepted,
             drafted_by_position=tuple(totals.drafted_at),
             accepted_by_position=tuple(totals.accepted_at),
             prompt_tokens=totals.prompt_tokens,
@@ -98,6 +124,8 @@ class Stats:
             drafted=self.drafted + other.drafted,
             checked=self.checked + other.checked,
             accepted=self.accepted + other.accepted,
+            looked_up=self.looked_up + other.looked_up,
+            looked_up_accepted=self.looked_up_accepted + other.looked_up_accepted,
             drafted_by_position=_sums(self.drafted_by_position, other.drafted_by_position),
             accepted_by_position=_sums(self.accepted_by_position, other.accepted_by_position),
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
@@ -111,7 +139,7 @@ class Stats:
     def __str__(self) -> str:
         parts = [f"{self.tokens} tokens", f"{self.tokens_per_second:.1f} tokens/s"]
         if self.drafted:
-            parts.append(f"acceptance {self.acceptance_rate:.0%}")
+            parts.append(f"acceptance {self.acceptance_rate:.0%}{self._sources()}")
             parts.append(f"block efficiency {self.block_efficiency:.2f}")
         parts.append(
             f"prefill {self.prefilled_tokens} tokens at {self.prefill_tokens_per_second:.0f}/s"

@@ -63,6 +63,7 @@ def contest(
     repeats: int,
     acceptance: str = "block",
     max_context: int | None = None,
+    lookup: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Run]:
     """Yield the runs as they finish: ``repeats`` x prompts x entrants of them, after a warm-up.
@@ -78,6 +79,7 @@ def contest(
         repeats: Times that everything is run.
         acceptance: As for Generator.
         max_context: As for Generator; None takes what the longest prompt needs.
+        lookup: As for Generator.
         clock: Seconds, for tests.
     """
     context = max_context or _context_for(target, prompts, params)
@@ -88,6 +90,7 @@ def contest(
             draft_length=entrant.draft_length,
             acceptance=acceptance,
             max_context=context,
+            lookup=lookup,
         )
         for entrant in entrants
     }

@@ -18,6 +18,7 @@ from specdec.cli.options import (
     DraftOption,
     MaxContextOption,
     ModelOption,
+    NoLookupOption,
     NpuOption,
     ThreadsOption,
 )
@@ -63,6 +64,7 @@ def bench(
         float, typer.Option("--temperature", "-t", help="0 is greedy; others are untruncated.")
     ] = 0.0,
     acceptance: AcceptanceOption = "block",
+    no_lookup: NoLookupOption = False,
     max_context: MaxContextOption = None,
     threads: ThreadsOption = None,
     backend: BackendOption = "auto",
@@ -96,7 +98,7 @@ def bench(
     if k is None and plan is not None:
         lengths = [length for length in lengths if length < plan.widths[-1]]
     entrants = contestants(pair.draft, lengths)
-    runs = _run(pair, entrants, kinds, params, repeat, acceptance, max_context)
+    runs = _run(pair, entrants, kinds, params, repeat, acceptance, max_context, not no_lookup)
     same_text = temperature == 0 or acceptance == "coupled"
     differing = differences(runs) if same_text else None
     summaries = summarise(runs)
@@ -106,6 +108,7 @@ def bench(
             "acceptance": acceptance if temperature else "greedy",
             "temperature": temperature,
             "max_tokens": max_tokens,
+            "lookup": not no_lookup,
             "repeats": repeat,
             "npu_options": npu_option or [],
             "prompts": {kind.name: len(kind.prompts) for kind in kinds},
@@ -154,6 +157,7 @@ def _run(
     repeats: int,
     acceptance: str,
     max_context: int | None,
+    lookup: bool,
 ) -> list[Run]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -181,6 +185,7 @@ def _run(
             repeats=repeats,
             acceptance=acceptance,
             max_context=max_context,
+            lookup=lookup,
         ):
             runs.append(run)
             bars.advance(task)

@@ -15,6 +15,7 @@ from specdec.cli.options import (
     DraftOption,
     MaxContextOption,
     ModelOption,
+    NoLookupOption,
     NpuOption,
     SeedOption,
     SystemOption,
@@ -33,6 +34,7 @@ def chat(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
     draft_length: DraftLengthOption = "auto",
+    no_lookup: NoLookupOption = False,
     max_context: MaxContextOption = None,
     threads: ThreadsOption = None,
     backend: BackendOption = "auto",
@@ -56,7 +58,13 @@ def chat(
     pair = load_pair(
         model, draft, threads, backend=backend, draft_backend=draft_backend, npu_options=npu_option
     )
-    generator = Generator(pair.target, pair.draft, draft_length=length, max_context=max_context)
+    generator = Generator(
+        pair.target,
+        pair.draft,
+        draft_length=length,
+        max_context=max_context,
+        lookup=not no_lookup,
+    )
     messages = [] if system is None else [{"role": "system", "content": system}]
     while (line := _read_line()) is not None:
         if not line.strip():

@@ -16,6 +16,7 @@ from specdec.cli.options import (
     DraftOption,
     MaxContextOption,
     ModelOption,
+    NoLookupOption,
     NpuOption,
     SeedOption,
     SystemOption,
@@ -48,6 +49,7 @@ def generate(
         list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
     ] = None,
     draft_length: DraftLengthOption = "auto",
+    no_lookup: NoLookupOption = False,
     acceptance: AcceptanceOption = "block",
     max_context: MaxContextOption = None,
     threads: ThreadsOption = None,
@@ -95,6 +97,7 @@ def generate(
         draft_length=length,
         acceptance=acceptance,
         max_context=max_context,
+        lookup=not no_lookup,
     )
     conversation = text if system is None else _messages(system, text)
     _, finish = write_stream(

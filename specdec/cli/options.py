@@ -26,6 +26,14 @@ DraftOption = Annotated[
 DraftLengthOption = Annotated[
     str, typer.Option("--draft-length", "-k", help="Draft tokens in a round, or 'auto'.")
 ]
+NoLookupOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-lookup",
+        help="With a drafter model and draft length 'auto': draft from the model alone, never what "
+        "followed the last words before.",
+    ),
+]
 AcceptanceOption = Annotated[
     str, typer.Option(help="How drafts are accepted: 'block', 'token' or 'coupled'.")
 ]

@@ -41,6 +41,38 @@ def test_figures_on_standard_error(cli: Any, tiny_target: Path, tiny_drafter: Pa
     assert "\x1b" not in line  # no colours where it is no terminal
 
 
+@pytest.mark.parametrize("command", ["generate", "chat", "bench"])
+def test_lookups_can_be_switched_off(
+    cli: Any,
+    tiny_target: Path,
+    tiny_drafter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    asked: list[bool] = []
+    make = Generator.__init__
+
+    def recorded(self: Generator, target: Any, draft: Any = None, **options: Any) -> None:
+        if draft is not None:
+            asked.append(options["lookup"])
+        make(self, target, draft, **options)
+
+    monkeypatch.setattr(Generator, "__init__", recorded)
+    (tmp_path / "prompts.txt").write_text("hello\n")
+    own = {
+        "generate": ["hello"],
+        "chat": [],
+        "bench": ["-p", tmp_path / "prompts.txt", "--k", "1", "--repeat", "1"],
+    }[command]
+    models = ["-m", tiny_target, "-d", tiny_drafter, "-n", 4, "-t", 0, "--threads", 1]
+    for flags, expected in ((["--no-lookup"], False), ([], True)):
+        asked.clear()
+        assert cli(command, *own, *models, *flags, stdin="hello\n").code == 0
+        assert asked
+        assert set(asked) == {expected}
+
+
 @pytest.mark.parametrize("draft", ["ngram", "none"])
 def test_without_a_drafting_model(cli: Any, tiny_target: Path, draft: str) -> None:
     outcome = cli("generate", "hello", "-m", tiny_target, "-d", draft, *OPTIONS)

@@ -147,6 +147,7 @@ def test_inspect_as_json(cli: Any, tiny_target: Path) -> None:
     assert model["name"] == "tiny"
     assert model["layout"] == ModelFolder.open(tiny_target).layout
     assert model["head"] == {"trimmed": False, "ids": 300}
+    assert model["weight_bits"] == {"embedding": [8], "layers": [4], "head": [8]}
     assert model["tokenizer"]["stop_tokens"]["<|im_end|>"] == 2
     assert model["threads"] == 1
     assert isinstance(model["width_invariant"], bool)

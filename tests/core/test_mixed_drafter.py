@@ -39,7 +39,7 @@ def test_text_is_that_of_plain_decoding(kind: str, rule: str, temperature: float
     engine.start([0, 1], options)
     engine.prefill()
     text: list[int] = []
-    looked_up = modelled = 0
+    looked_up = modelled = accepted = 0
     finish = _core.Finish.none
     while finish == _core.Finish.none:
         runs, drafted = toy.decoder.run_seconds, sum(engine.totals.drafted_at)
@@ -48,11 +48,15 @@ def test_text_is_that_of_plain_decoding(kind: str, rule: str, temperature: float
         finish = result.finish
         if sum(engine.totals.drafted_at) > drafted:
             asked = toy.decoder.run_seconds > runs
-            modelled += asked
-            looked_up += not asked
+            positions = sum(engine.totals.drafted_at) - drafted
+            modelled += asked * positions
+            looked_up += (not asked) * positions
+            accepted += (not asked) * result.drafted
     assert text == plain_text(TABLE, [0, 1], options, capacity=LENGTH + 40)
     assert modelled > 0
     assert looked_up > 0
+    assert engine.totals.looked_up == looked_up
+    assert engine.totals.looked_up_accepted == accepted
 
 
 def test_a_set_draft_length_asks_the_model() -> None:

@@ -63,6 +63,21 @@ def test_stats_add_up(target: Model, drafter: Model) -> None:
             assert stats.rounds == 32
 
 
+def test_what_was_looked_up_is_told_from_a_models_drafts(target: Model) -> None:
+    stats = Generator(target, "ngram", draft_length=4).generate(PROMPT * 3, GREEDY).stats
+    assert stats.looked_up == stats.drafted > 0
+    assert stats.looked_up_accepted == stats.accepted
+    assert stats.lookup_acceptance_rate == stats.acceptance_rate
+    assert "looked up" not in str(stats)
+    stats = Generator(target, target, draft_length=2).generate(PROMPT * 3, GREEDY).stats
+    assert stats.looked_up == stats.looked_up_accepted == 0
+    assert stats.model_acceptance_rate == stats.acceptance_rate > 0
+    both = Stats(drafted=10, accepted=6, looked_up=4, looked_up_accepted=1)
+    assert (both.model_acceptance_rate, both.lookup_acceptance_rate) == (5 / 6, 1 / 4)
+    assert "acceptance 60% (model 83% of 6, looked up 25% of 4)" in str(both)
+    assert (both + both).looked_up_accepted == 2
+
+
 def test_stats_of_an_accepted_end_token_add_up(target: Model) -> None:
     generator = Generator(target, "ngram", draft_length=8)
     # The text repeats the prompt's turn end, which is a draft and ends the text.
