@@ -14,32 +14,36 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
   kernels_ = &row_kernels;
 
   const std::int64_t rows = attention.rows;
-  const std::int64_t widest = std::max({shape.hidden, shape.mixed, shape.ffn}) / kBlock;
-  const Rows scratch = rows_in_scratch(rows, widest);
-  const auto narrow = [&](std::int64_t width) {
-    Rows narrower = scratch;
-    narrower.blocks = width / kBlock;
-    return narrower;
+  // Rows of the feed-forward's middle are made while those at its entry are read.
+  const std::int64_t entry = std::max(shape.hidden, shape.mixed) / kBlock;
+  const Rows scratch = rows_in_scratch(rows, entry + shape.ffn / kBlock);
+  const auto part = [&](std::int64_t first_block, std::int64_t width) {
+    const std::int64_t first = rows * first_block;
+    return Rows{rows,
+                width / kBlock,
+                scratch.codes + first * kBlock,
+                scratch.scales + first,
+                scratch.scaled_sums + first,
+                scratch.shifted_sums + first};
   };
-  hidden_rows_ = narrow(shape.hidden);
-  mixed_rows_ = narrow(shape.mixed);
-  ffn_rows_ = narrow(shape.ffn);
+  hidden_rows_ = part(0, shape.hidden);
+  mixed_rows_ = part(0, shape.mixed);
+  ffn_rows_ = part(entry, shape.ffn);
 
   // Each begins at a line of the nearest cache.
   constexpr std::int64_t kLine = 16;
   const auto whole = [&](std::int64_t width) { return (rows * width + kLine - 1) / kLine * kLine; };
-  const std::int64_t products = whole(std::max(shape.qkv, shape.ffn));
-  const std::int64_t total = whole(shape.hidden) + products + whole(shape.mixed) + kLine;
+  const std::int64_t total = whole(shape.hidden) + whole(shape.qkv) + whole(shape.mixed) + kLine;
   if (static_cast<std::int64_t>(floats_.size()) < total) {
     floats_.resize(static_cast<std::size_t>(total));
   }
   const auto address = reinterpret_cast<std::uintptr_t>(floats_.data()) / sizeof(float);
   sum_ = floats_.data() + (kLine - static_cast<std::int64_t>(address % kLine)) % kLine;
-  products_ = sum_ + whole(shape.hidden);
-  mixed_ = products_ + products;
+  qkv_ = sum_ + whole(shape.hidden);
+  mixed_ = qkv_ + whole(shape.qkv);
 
   AttentionTensors memory;
-  memory.qkv = products_;
+  memory.qkv = qkv_;
   memory.rows = tensors.rows;
   memory.cosine = tensors.cosine;
   memory.sine = tensors.sine;
@@ -75,7 +79,7 @@ void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache,
     }
   });
   multiply(layer.qkv, 1, thread, [&](std::int64_t begin, std::int64_t end) {
-    kernels_->multiply(layer.qkv, hidden_rows_, begin, end, shape_.qkv, products_);
+    kernels_->multiply(layer.qkv, hidden_rows_, begin, end, shape_.qkv, qkv_);
   });
   thread.stage(hidden_rows_.rows, [&](std::int64_t row) {
     attention_.write_row(static_cast<std::size_t>(row));
@@ -83,7 +87,10 @@ void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache,
   thread.stage(static_cast<std::int64_t>(attention_.units()), [&](std::int64_t unit) {
     attention_.run_unit(static_cast<std::size_t>(unit));
   });
-  round(mixed_, mixed_rows_, thread);
+  const Pieces mixed_pieces(mixed_rows_);
+  thread.stage(mixed_pieces.count(), [&](std::int64_t piece) {
+    kernels_->round(mixed_, mixed_rows_, mixed_pieces[piece]);
+  });
   multiply(layer.attention_output, 1, thread, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply(layer.attention_output, mixed_rows_, begin, end, shape_.hidden,
                        tensors_.new_update);
@@ -101,10 +108,9 @@ void LayersStep::feed_forward(const LayerWeights& layer, Stages::Thread& thread)
   thread.stage(pieces.count(), [&](std::int64_t piece) {
     kernels_->norm_and_round(norm, 0, hidden_rows_, pieces[piece]);
   });
-  multiply(layer.gated, 2, thread, [&](std::int64_t begin, std::int64_t end) {
-    kernels_->multiply_swiglu(layer.gated, hidden_rows_, begin, end, shape_.ffn, products_);
+  multiply(layer.gated, 4, thread, [&](std::int64_t begin, std::int64_t end) {
+    kernels_->multiply_swiglu_and_round(layer.gated, hidden_rows_, begin, end, ffn_rows_);
   });
-  round(products_, ffn_rows_, thread);
   multiply(layer.down, 1, thread, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply(layer.down, ffn_rows_, begin, end, shape_.hidden, tensors_.new_update);
   });
@@ -119,11 +125,6 @@ void LayersStep::multiply(const Matrix& matrix, std::int64_t unit_tiles, Stages:
       (units + part - 1) / part,
       [&](std::int64_t i) { matrix.ask_for(i * part * unit_tiles); },
       [&](std::int64_t i) { multiply(i * part, std::min((i + 1) * part, units)); });
-}
-
-void LayersStep::round(const float* x, const Rows& rows, Stages::Thread& thread) noexcept {
-  const Pieces pieces(rows);
-  thread.stage(pieces.count(), [&](std::int64_t piece) { kernels_->round(x, rows, pieces[piece]); });
 }
 
 }  // namespace specdec::ops

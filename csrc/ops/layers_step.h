@@ -61,16 +61,16 @@ class LayersStep {
   template <class Multiply>
   void multiply(const Matrix& matrix, std::int64_t unit_tiles, Stages::Thread& thread,
                 const Multiply& multiply) noexcept;
-  void round(const float* x, const Rows& rows, Stages::Thread& thread) noexcept;
 
   LayersShape shape_{};
   LayersTensors tensors_{};
   const LayerCache* caches_ = nullptr;
   const RowKernels* kernels_ = nullptr;
   AttentionStep attention_;
-  Rows hidden_rows_{}, mixed_rows_{}, ffn_rows_{};  // in the same memory: one at a time is in use
+  Rows hidden_rows_{}, mixed_rows_{};  // in the same memory: one at a time is in use
+  Rows ffn_rows_{};
   float* sum_ = nullptr;      // [S, hidden], the residual stream between attention and feed-forward
-  float* products_ = nullptr; // [S, qkv or ffn]
+  float* qkv_ = nullptr;      // [S, qkv]
   float* mixed_ = nullptr;    // [S, mixed]
   std::vector<float> floats_;
 };

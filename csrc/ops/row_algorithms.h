@@ -213,5 +213,32 @@ inline void multiply_pairs(const TileProducts& products, const Matrix& matrix, c
   }
 }
 
+// The same for two pairs at a time, whose 32 outputs are a block of `out`.
+inline void multiply_pairs_and_round(const TileProducts& products, const Matrix& matrix,
+                                     const Rows& rows, std::int64_t begin, std::int64_t end,
+                                     const Rows& out) {
+  alignas(64) float sums[4][kGroup * kTile];  // gate, up, gate, up
+  for (std::int64_t block = begin; block < end; ++block) {
+    for (std::int64_t i = 0; i < rows.groups(); ++i) {
+      const Group group(rows, i);
+      for (int tile = 0; tile < 4; ++tile) {
+        tile_product(products, matrix, 4 * block + tile, rows, group, sums[tile]);
+      }
+      for (std::int64_t at = 0; at < group.count * kTile; at += kTile) {
+        for (int tile = 0; tile < 4; tile += 2) {
+          const Floats up = load(sums[tile + 1] + at);
+          store(multiply(silu(load(sums[tile] + at)), up), sums[tile] + at);
+        }
+      }
+      const Piece piece{i, block, block + 1};
+      for_rows(out, piece, [&](std::int64_t row, const Group&) {
+        const std::int64_t at = (row - group.first) * kTile;
+        round_row(out, group, row, piece,
+                  [&](std::int64_t) { return Block{load(sums[0] + at), load(sums[2] + at)}; });
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace specdec::ops

@@ -99,6 +99,11 @@ struct RowKernels {
   // The same for tiles in pairs: y = silu(tile 2i) * tile 2i + 1, for pairs begin to end.
   void (*multiply_swiglu)(const Matrix& matrix, const Rows& rows, std::int64_t begin,
                           std::int64_t end, std::int64_t outputs, float* y);
+
+  // The same, where outputs are rounded on the spot: blocks begin to end of `out`, each of two pairs
+  // of tiles. There are 32 * out.blocks outputs, and as many rows in `out` as in `rows`.
+  void (*multiply_swiglu_and_round)(const Matrix& matrix, const Rows& rows, std::int64_t begin,
+                                    std::int64_t end, const Rows& out);
 };
 
 const RowKernels& row_kernels(Isa isa);  // isa as isa_named gave it

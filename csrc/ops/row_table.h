@@ -22,8 +22,15 @@ void multiply_rows_swiglu(const Matrix& matrix, const Rows& rows, std::int64_t b
   multiply_pairs(products, matrix, rows, begin, end, outputs, y);
 }
 
-constexpr RowKernels kRowKernels = {round,         norm_and_round,      norm_only, bridge_and_round,
-                                    multiply_rows, multiply_rows_swiglu};
+void multiply_rows_swiglu_and_round(const Matrix& matrix, const Rows& rows, std::int64_t begin,
+                                    std::int64_t end, const Rows& out) {
+  const TileProducts& products = matrix.bits == 4 ? kProducts4 : kProducts8;
+  multiply_pairs_and_round(products, matrix, rows, begin, end, out);
+}
+
+constexpr RowKernels kRowKernels = {
+    round,         norm_and_round,       norm_only,                     bridge_and_round,
+    multiply_rows, multiply_rows_swiglu, multiply_rows_swiglu_and_round};
 
 }  // namespace
 }  // namespace specdec::ops
