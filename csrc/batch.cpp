@@ -37,11 +37,13 @@ std::vector<Batch::Outcome> Batch::round() {
   } catch (...) {
     for (const auto& engine : engines_) {
       if (engine->running()) engine->abandon_round();
+      engine->share_costs({});
     }
     throw;
   }
   for (std::size_t i = 0; i < engines_.size(); ++i) {
     if (in_round_[i]) outcomes_[i].result = engines_[i]->end_round();
+    engines_[i]->share_costs({});  // which are the batch's, and an engine may outlive it
   }
   return std::move(outcomes_);
 }
