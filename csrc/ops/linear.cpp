@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "isa.h"
@@ -119,14 +120,6 @@ Pieces::Pieces(const Rows& rows) : groups_(rows.groups()), of_group_(1), blocks_
 Piece Pieces::operator[](std::int64_t i) const {
   const std::int64_t part = i % of_group_;
   return {i / of_group_, blocks_ * part / of_group_, blocks_ * (part + 1) / of_group_};
-}
-
-Shares::Shares(std::int64_t tiles, std::int64_t part_tiles, std::int64_t ranges)
-    : tiles_(tiles),
-      part_tiles_(part_tiles),
-      parts_((tiles + part_tiles - 1) / part_tiles),
-      ranges_(std::clamp<std::int64_t>(ranges, 1, std::min(parts_, kMostRanges))) {
-  for (std::int64_t i = 0; i < ranges_; ++i) taken_[i].parts.store(0, std::memory_order_relaxed);
 }
 
 Rows rows_in_scratch(std::int64_t rows, std::int64_t blocks) {
