@@ -55,7 +55,6 @@ const void* WeightMemory::copy(const void* source, std::size_t bytes) {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-constexpr std::size_t kLeast = 2 * kHugePage;  // half a page on average stays empty
 
 bool gives_huge_pages() {
   std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
@@ -68,9 +67,9 @@ bool gives_huge_pages() {
 }  // namespace
 
 WeightMemory::WeightMemory(std::size_t bytes) {
-  if (bytes < kLeast || !gives_huge_pages()) return;
-  const std::size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  const std::size_t size = whole + kHugePage;  // a mapping begins at any page
+  if (bytes < kHugePage || !gives_huge_pages()) return;
+  // What fills no huge page to its end is in small ones, so that none stays half empty.
+  const std::size_t size = bytes + kHugePage;  // a mapping begins at any page
   void* const mapped =
       mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return;
@@ -78,9 +77,9 @@ WeightMemory::WeightMemory(std::size_t bytes) {
   mapped_bytes_ = size;
   const auto address = reinterpret_cast<std::uintptr_t>(mapped);
   next_ = static_cast<std::uint8_t*>(mapped) + (kHugePage - address % kHugePage) % kHugePage;
-  end_ = next_ + whole;
+  end_ = next_ + bytes;
   // Where it is refused, weights are in memory of the usual kind.
-  static_cast<void>(madvise(next_, whole, MADV_HUGEPAGE));
+  static_cast<void>(madvise(next_, bytes, MADV_HUGEPAGE));
 
   std::ifstream maps("/proc/self/maps");
   for (std::string line; std::getline(maps, line);) {
