@@ -1,13 +1,12 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
-#include <limits>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "attention_operands.h"
 #include "isa.h"
 #include "layers_step.h"
 #include "weight_memory.h"
@@ -42,10 +41,7 @@ class DecoderLayers final : public Kernel {
         attention_kernels_(attention_kernels(isa_named(node.text("isa", "auto")))) {
     const std::int64_t count = node.integer("layers");
     if (count < 1 || count > 4096) refuse("layers is " + std::to_string(count));
-    if (kv_heads_ < 1 || heads_ < 1 || heads_ > 4096 || heads_ % kv_heads_ != 0) {
-      refuse("heads is " + std::to_string(heads_) + " and kv_heads " + std::to_string(kv_heads_) +
-             "; heads must be a positive multiple of kv_heads, at most 4096");
-    }
+    check_heads(heads_, kv_heads_);
     shape_.epsilon = node.real("epsilon");
     if (!(shape_.epsilon >= 0 && std::isfinite(shape_.epsilon))) refuse("epsilon must be 0 or more");
     for (std::int64_t i = 0; i < count; ++i) layers_.push_back(read(node, i));
@@ -74,7 +70,7 @@ class DecoderLayers final : public Kernel {
       require(update.shape(), shape, "update");
       tensors.update = update.data<float>();
     }
-    const AttentionShape attention = attention_shape(call, shape[1]);
+    const AttentionShape attention = attention_of(call, shape[1]);
     tensors.rows = call.input_data<std::int32_t>(kRows);
     tensors.cosine = call.input_data<float>(kCosine);
     tensors.sine = call.input_data<float>(kSine);
@@ -113,12 +109,6 @@ class DecoderLayers final : public Kernel {
     return {&layer.qkv, &layer.attention_output, &layer.gated, &layer.down};
   }
 
-  static void require(const Shape& shape, const Shape& expected, const char* name) {
-    if (shape != expected) {
-      refuse(std::string(name) + " is " + shape.text() + ", not " + expected.text());
-    }
-  }
-
   // What the first layer has, all must have.
   LayerWeights read(const Node& node, std::int64_t index) {
     const std::size_t first = kFirstOfLayers + static_cast<std::size_t>(index) * kLayerInputs;
@@ -145,12 +135,11 @@ class DecoderLayers final : public Kernel {
         PackedMatrix(node, first + kAttentionOutput, shape_.hidden, 1).inputs();
     shape_.ffn = PackedMatrix(node, first + kDown, shape_.hidden, 1).inputs();
     const std::int64_t head_dim = shape_.mixed / heads_;
-    if (head_dim * heads_ != shape_.mixed || head_dim < 8 || head_dim > kLargestHeadDim ||
-        head_dim % 8 != 0) {
-      refuse(std::to_string(shape_.mixed) + " inputs of attention_output in " +
-             std::to_string(heads_) + " heads: a head must have a multiple of 8, at most " +
-             std::to_string(kLargestHeadDim));
+    if (head_dim * heads_ != shape_.mixed) {
+      refuse("attention_output has " + std::to_string(shape_.mixed) + " inputs, which are not " +
+             std::to_string(heads_) + " heads");
     }
+    check_head_dim(head_dim);
     shape_.qkv = (heads_ + 2 * kv_heads_) * head_dim;
   }
 
@@ -164,32 +153,13 @@ class DecoderLayers final : public Kernel {
     return packed.of(node);
   }
 
-  AttentionShape attention_shape(const Call& call, std::int64_t rows) const {
+  AttentionShape attention_of(const Call& call, std::int64_t rows) const {
     const Shape cache = call.input(kFirstOfLayers + kPastKey).shape();
-    const std::int64_t head_dim = shape_.mixed / heads_;
-    if (cache.rank() != 4 || cache[1] != kv_heads_ || cache[3] != head_dim) {
-      refuse("past_key is " + cache.text() + ", not [sequences, " + std::to_string(kv_heads_) +
-             " K/V heads, capacity, " + std::to_string(head_dim) + "]");
-    }
-    const Shape cosine = call.input(kCosine).shape();
-    if (cosine.rank() != 2) refuse("cosine is " + cosine.text() + ", not [positions, head_dim / 2]");
-    require(cosine, {cosine[0], head_dim / 2}, "cosine");
-    require(call.input(kSine).shape(), cosine, "sine");
-    require(call.input(kRows).shape(), {4, rows}, "rows");
-    AttentionShape shape;
-    shape.rows = narrow(rows * heads_, "the step") / static_cast<std::int32_t>(heads_);
-    shape.heads = static_cast<std::int32_t>(heads_);
-    shape.kv_heads = static_cast<std::int32_t>(kv_heads_);
-    shape.head_dim = static_cast<std::int32_t>(head_dim);
-    shape.sequences = narrow(cache[0], "the list of sequences");
-    shape.capacity = narrow(cache[2], "the cache");
-    shape.positions = narrow(cosine[0], "the rotary table");
+    const AttentionShape shape =
+        attention_shape(rows, heads_, kv_heads_, cache, call.input(kRows).shape(),
+                        call.input(kCosine).shape(), call.input(kSine).shape());
+    require(cache, {cache[0], kv_heads_, cache[2], shape_.mixed / heads_}, "past_key");
     return shape;
-  }
-
-  static std::int32_t narrow(std::int64_t size, const char* what) {
-    if (size > std::numeric_limits<std::int32_t>::max()) refuse(std::string(what) + " is too long");
-    return static_cast<std::int32_t>(size);
   }
 
   // The memory that a cache is read from and written to.
@@ -201,11 +171,7 @@ class DecoderLayers final : public Kernel {
     float* const present = call.output<float>(
         kFirstPresent + 2 * layer + (which == kPastKey ? 0 : 1), expected);
     if (present == nullptr) refuse("all outputs must be used");
-    if (const auto* from = past.data<float>(); from != present) {
-      const std::int64_t size = expected[0] * expected[1] * expected[2] * expected[3];
-      std::memcpy(present, from, sizeof(float) * static_cast<std::size_t>(size));
-    }
-    return present;
+    return take_over(past.data<float>(), present, expected);
   }
 
   const std::int64_t heads_;

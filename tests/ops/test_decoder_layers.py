@@ -281,7 +281,8 @@ def test_no_rows() -> None:
     [
         ({"layers": 0}, "layers is 0"),
         ({"heads": 3}, "heads is 3 and kv_heads 2; heads must be a positive multiple"),
-        ({"heads": 16}, "96 inputs of attention_output in 16 heads: a head must have"),
+        ({"heads": 16}, "head_dim is 6; it must be a multiple of 8, at most 256"),
+        ({"heads": 10}, "attention_output has 96 inputs, which are not 10 heads"),
         ({"heads": 2}, "codes has shape .* need"),
         ({"epsilon": -1.0}, "epsilon must be 0 or more"),
         ({"isa": "sse9"}, "sse9"),
