@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from specdec import _core
+from tests.ops.one_graph import INSTRUCTION_SETS as INSTRUCTION_SETS
+from tests.ops.one_graph import node_of, session_of
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
-
-INSTRUCTION_SETS = ("avx512", "avx2", "neon")  # beside "plain"
 
 
 @dataclass(frozen=True)
@@ -42,28 +41,12 @@ class Shape:
 
 
 def session(shape: Shape, threads: int = 1, **attributes: object) -> ort.InferenceSession:
-    values = {"heads": shape.heads, "kv_heads": shape.kv_heads, **attributes}
     names = ["qkv", "past_key", "past_value", "rows", "cosine", "sine"]
     outputs = ["mixed", "present_key", "present_value"]
-    node = helper.make_node("CachedAttention", names, outputs, domain="specdec", **values)
-    graph = helper.make_graph(
-        [node],
-        "one",
-        [
-            helper.make_tensor_value_info(
-                name, TensorProto.INT32 if name == "rows" else TensorProto.FLOAT, None
-            )
-            for name in names
-        ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-    )
-    versions = [helper.make_opsetid("", 17), helper.make_opsetid("specdec", 1)]
-    model = helper.make_model(graph, opset_imports=versions, ir_version=9)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(_core.__file__)
-    return ort.InferenceSession(model.SerializeToString(), options)
+    values = {"heads": shape.heads, "kv_heads": shape.kv_heads, **attributes}
+    node = node_of("CachedAttention", names, outputs, **values)
+    types = {"rows": TensorProto.INT32}
+    return session_of([node], dict.fromkeys(names), outputs, {}, types, threads)
 
 
 def has(instruction_set: str) -> bool:

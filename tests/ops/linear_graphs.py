@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
-from specdec import _core
+from tests.ops.one_graph import INSTRUCTION_SETS as INSTRUCTION_SETS
+from tests.ops.one_graph import Array, node_of, session_of
 
 Floats = NDArray[np.float32]
-Array = NDArray[np.generic]
 
 BLOCK = 32
 TILE = 16
-INSTRUCTION_SETS = ("avx512", "avx2", "neon")  # beside "plain"
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,7 @@ class Op:
     constants: Mapping[str, Array] = field(default_factory=dict)
 
     def session(self, threads: int = 1) -> ort.InferenceSession:
-        node = helper.make_node(
-            self.name, list(self.inputs), list(self.outputs), domain="specdec", name="the_node"
-        )
-        node.attribute.extend(helper.make_attribute(*pair) for pair in self.attributes.items())
+        node = node_of(self.name, list(self.inputs), list(self.outputs), **self.attributes)
         fed = {name: shape for name, shape in self.inputs.items() if name and shape is not None}
         types = {
             "codes": TensorProto.UINT8,
@@ -120,31 +116,13 @@ class Op:
             "tokens": TensorProto.INT64,
             "first_row": TensorProto.INT64,
         }
-        graph = helper.make_graph(
-            [node],
-            "one",
-            [
-                helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), shape)
-                for name, shape in fed.items()
-            ],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-                for name in self.outputs
-                if name
-            ],
-            [
-                numpy_helper.from_array(value, name)
-                for name, value in self.constants.items()
-                if name in self.inputs and name not in fed
-            ],
-        )
-        versions = [helper.make_opsetid("", 17), helper.make_opsetid("specdec", 1)]
-        model = helper.make_model(graph, opset_imports=versions, ir_version=9)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4
-        options.register_custom_ops_library(_core.__file__)
-        return ort.InferenceSession(model.SerializeToString(), options)
+        constants = {
+            name: value
+            for name, value in self.constants.items()
+            if name in self.inputs and name not in fed
+        }
+        wanted = [name for name in self.outputs if name]
+        return session_of([node], fed, wanted, constants, types, threads)
 
 
 def linear_op(packed: Packed, **attributes: object) -> Op:

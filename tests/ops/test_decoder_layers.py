@@ -9,12 +9,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto
 
-from specdec import _core
 from tests.ops import attention_graphs
 from tests.ops.attention_graphs import Cache, chain
-from tests.ops.linear_graphs import INSTRUCTION_SETS, Array, Floats, has, random_matrix, rows_of
+from tests.ops.linear_graphs import Floats, has, random_matrix, rows_of
+from tests.ops.one_graph import INSTRUCTION_SETS, Array, node_of, session_of
 
 Ints = NDArray[np.int32]
 FIXED = ("residual", "update", "rows", "cosine", "sine")
@@ -84,18 +84,14 @@ def one_node(sizes: Sizes, update: bool, **attributes: object) -> list[NodeProto
     outputs = ["new_residual", "new_update", *caches_of(sizes, "present")]
     values = {"layers": sizes.layers, "heads": sizes.heads, "kv_heads": sizes.kv_heads}
     values |= {"epsilon": 1e-5, **attributes}
-    return [helper.make_node("DecoderLayers", inputs, outputs, domain="specdec", **values)]
+    return [node_of("DecoderLayers", inputs, outputs, **values)]
 
 
 def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodeProto]:
     nodes: list[NodeProto] = []
 
     def node(op: str, inputs: list[str], results: list[str], /, **values: object) -> None:
-        made = helper.make_node(op, inputs, results, domain="specdec")
-        # Not as arguments of make_node, whose own names an attribute may have.
-        values |= attributes
-        made.attribute.extend(helper.make_attribute(*pair) for pair in values.items())
-        nodes.append(made)
+        nodes.append(node_of(op, inputs, results, **values | attributes))
 
     def packed(name: str) -> list[str]:
         return [f"{name}.codes", f"{name}.scales"]
@@ -148,29 +144,10 @@ def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodePr
 def session(
     sizes: Sizes, nodes: list[NodeProto], weights: Mapping[str, Array], threads: int = 1
 ) -> ort.InferenceSession:
-    used = {name for node in nodes for name in node.input if name}
-    fed = [*FIXED, *caches_of(sizes, "past")]
+    used = {name for node in nodes for name in node.input}
+    fed = {name: None for name in (*FIXED, *caches_of(sizes, "past")) if name in used}
     outputs = ["new_residual", "new_update", *caches_of(sizes, "present")]
-    graph = helper.make_graph(
-        nodes,
-        "layers",
-        [
-            helper.make_tensor_value_info(
-                name, TensorProto.INT32 if name == "rows" else TensorProto.FLOAT, None
-            )
-            for name in fed
-            if name in used
-        ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    versions = [helper.make_opsetid("", 17), helper.make_opsetid("specdec", 1)]
-    model = helper.make_model(graph, opset_imports=versions, ir_version=9)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(_core.__file__)
-    return ort.InferenceSession(model.SerializeToString(), options)
+    return session_of(nodes, fed, outputs, weights, {"rows": TensorProto.INT32}, threads)
 
 
 def step(
