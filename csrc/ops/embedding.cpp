@@ -3,6 +3,8 @@
 
 #include "linear.h"
 #include "vectors_plain.h"
+// Behind vectors_plain.h:
+#include "block_scales_plain.h"
 
 namespace specdec::ops {
 namespace {
@@ -27,33 +29,49 @@ class Embedding final : public Kernel {
     }
     auto* y = call.output<float>(0, {1, shape[1], matrix_.inputs()});
     const Matrix matrix = matrix_.of(call);
+    const auto look_up = matrix.bits == 8                ? look_up8
+                         : matrix.kind == Scales::bytes ? look_up4<ByteScales>
+                                                        : look_up4<HalfScales>;
     for (std::int64_t i = 0; i < shape[1]; ++i) {
       look_up(matrix, tokens[i], y + i * matrix_.inputs());
     }
   }
 
  private:
-  static void look_up(const Matrix& matrix, std::int64_t output, float* y) {
+  static void look_up8(const Matrix& matrix, std::int64_t output, float* y) {
     const std::int64_t tile = output / kTile;
     const std::int64_t c = output % kTile;
     const std::uint8_t* codes = matrix.codes + tile * matrix.tile_codes() + 4 * c;
     const std::uint16_t* scales = matrix.scales + tile * matrix.tile_scales() + c;
     for (std::int64_t block = 0; block < matrix.blocks; ++block, y += kBlock) {
-      const float scale = float_of_half(scales[0]);
-      if (matrix.bits == 8) {
-        for (std::int64_t k = 0; k < kBlock; ++k) {
-          y[k] = scale * static_cast<float>(codes[k / 4 * 64 + k % 4] - 128);
-        }
-      } else {
-        const float minimum = float_of_half(scales[kTile]);
-        for (std::int64_t k = 0; k < kBlock / 2; ++k) {
-          const int both = codes[k / 4 * 64 + k % 4];
-          y[k] = scale * static_cast<float>(both & 15) + minimum;
-          y[k + kBlock / 2] = scale * static_cast<float>(both >> 4) + minimum;
-        }
+      const float scale = float_of_half(*scales);
+      for (std::int64_t k = 0; k < kBlock; ++k) {
+        y[k] = scale * static_cast<float>(codes[k / 4 * 64 + k % 4] - 128);
       }
-      codes += matrix.bits == 8 ? 512 : 256;
-      scales += matrix.bits == 8 ? kTile : 2 * kTile;
+      codes += 512;
+      scales += kTile;
+    }
+  }
+
+  template <class BlockScales>
+  static void look_up4(const Matrix& matrix, std::int64_t output, float* y) {
+    const std::int64_t tile = output / kTile;
+    const int c = static_cast<int>(output % kTile);
+    const std::uint8_t* codes = matrix.codes + tile * matrix.tile_codes() + 4 * c;
+    const std::uint16_t* scales = matrix.scales + tile * matrix.tile_scales();
+    const BlockScales kept(scales);
+    for (std::int64_t block = 0; block < matrix.blocks; ++block, y += kBlock) {
+      const ScaleAndMinimum of_block = kept.of(scales, c);
+      const auto value = [&](int code) {
+        return kept.finish(of_block.scale * static_cast<float>(code) + of_block.minimum, c);
+      };
+      for (std::int64_t k = 0; k < kBlock / 2; ++k) {
+        const int both = codes[k / 4 * 64 + k % 4];
+        y[k] = value(both & 15);
+        y[k + kBlock / 2] = value(both >> 4);
+      }
+      codes += 256;
+      scales += BlockScales::kWords;
     }
   }
 

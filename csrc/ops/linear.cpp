@@ -83,7 +83,9 @@ PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t out
   }
   const Shape expected_scales = bits == 4 ? Shape{shape_.tiles, shape_.blocks, 2, kTile}
                                           : Shape{shape_.tiles, shape_.blocks, kTile};
-  if (scale_shape != expected_scales) {
+  if (bits == 4 && scale_shape == Shape{shape_.tiles, 2 + shape_.blocks, kTile}) {
+    shape_.kind = Scales::bytes;
+  } else if (scale_shape != expected_scales) {
     refuse("scales has shape " + scale_shape.text() + "; codes of shape " + code_shape.text() +
            " need " + expected_scales.text());
   }

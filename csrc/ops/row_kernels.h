@@ -12,7 +12,8 @@
 // the sum over blocks in ascending order, in float:
 //   4 bits: acc = fma(s * scale, dot(q, codes), acc); acc = fma(minimum, s * sum(q), acc)
 //   8 bits: acc = fma(s * scale, dot(q, codes - 128), acc)
-// so a row's bits depend on nothing but the row and the matrix.
+// and with scales in bytes it is that of 4 bits with scale = a and minimum = ratio * b - 8 * a, times
+// unit at the end: so a row's bits depend on nothing but the row and the matrix.
 
 namespace specdec::ops {
 
@@ -20,19 +21,33 @@ constexpr std::int64_t kBlock = 32;  // inputs with a scale of their own
 constexpr std::int64_t kTile = 16;   // outputs side by side
 constexpr std::int64_t kGroup = 8;   // rows that share one reading of the weights
 
+// Of 4-bit blocks: how each holds its scale and its minimum.
+enum class Scales {
+  halves,  // two IEEE halves
+  bytes,   // two bytes, in steps that an output has for all of its blocks
+};
+
 // codes[tiles, blocks, 256 or 512], scales[tiles, blocks, 2 or 1, 16] (IEEE halves): 4 bits or 8.
 // Tile t has outputs 16t to 16t + 15. 8 bits: byte g * 64 + c * 4 + j of a block is the code of output
 // 16t + c and input 4g + j. 4 bits: the same, g < 4, in the low half of the byte; input 16 + 4g + j
 // in the high half. In scales come the 16 scales, then, for 4 bits, the 16 minima.
+//
+// Scales in bytes, 4 bits: scales[tiles, 2 + blocks, 16]. First the upper halves of 16 floats, the
+// units, and of 16 more, the ratios; then for each block 16 words, 256 * b + a with a from 0 to 255 and
+// b from -128 to 127. A weight is unit * (a * (code - 8) + ratio * b).
 struct Matrix {
   int bits;
   std::int64_t blocks;
   std::int64_t tiles;
   const std::uint8_t* codes;
   const std::uint16_t* scales;
+  Scales kind = Scales::halves;
 
   std::int64_t tile_codes() const { return blocks * (bits == 4 ? 256 : 512); }
-  std::int64_t tile_scales() const { return blocks * (bits == 4 ? 32 : 16); }
+  std::int64_t tile_scales() const {
+    if (kind == Scales::bytes) return (2 + blocks) * kTile;
+    return blocks * (bits == 4 ? 2 * kTile : kTile);
+  }
   std::int64_t tile_bytes() const { return tile_codes() + 2 * tile_scales(); }
 
   // Has the first of a tile's codes brought on their way while there is other work.

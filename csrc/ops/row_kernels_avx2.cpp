@@ -30,16 +30,62 @@ inline __m256i load_codes(const std::uint8_t* codes) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
 }
 
+struct ScaleAndMinimum {
+  __m256 scale, minimum;
+};
+
+// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them. Made
+// with the first of 8 outputs, and left at those of its first block.
+struct HalfScales {
+  static constexpr std::int64_t kWords = 2 * kTile;  // of a block
+
+  explicit HalfScales(const std::uint16_t*& scales) { static_cast<void>(scales); }
+
+  ScaleAndMinimum of(const std::uint16_t* scales) const {
+    return {eight_halves(scales), eight_halves(scales + kTile)};
+  }
+  __m256 finish(__m256 total) const { return total; }
+};
+
+struct ByteScales {
+  static constexpr std::int64_t kWords = kTile;
+
+  explicit ByteScales(const std::uint16_t*& scales)
+      : unit(upper_halves(scales)), ratio(upper_halves(scales + kTile)) {
+    scales += 2 * kTile;
+  }
+
+  ScaleAndMinimum of(const std::uint16_t* scales) const {
+    const __m256i words = _mm256_cvtepi16_epi32(load_words(scales));
+    const __m256i a = _mm256_and_si256(words, _mm256_set1_epi32(0xFF));
+    const __m256 b = _mm256_cvtepi32_ps(_mm256_srai_epi32(words, 8));
+    const __m256 middle = _mm256_cvtepi32_ps(_mm256_slli_epi32(a, 3));
+    return {_mm256_cvtepi32_ps(a), _mm256_fmsub_ps(ratio, b, middle)};
+  }
+  __m256 finish(__m256 total) const { return _mm256_mul_ps(unit, total); }
+
+  static __m128i load_words(const std::uint16_t* scales) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales));
+  }
+  static __m256 upper_halves(const std::uint16_t* scales) {
+    const __m256i words = _mm256_cvtepu16_epi32(load_words(scales));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  }
+
+  __m256 unit, ratio;
+};
+
 // Rows `first` to first + kCount of kRows, outputs 8 * half to 8 * half + 7.
-template <int kRows, int kCount>
+template <class BlockScales, int kRows, int kCount>
 void part4(const TileAndGroup& at, int first, int half, float* sums) {
   const __m256i low_half = _mm256_set1_epi8(0x0F);
   const __m256i ones = _mm256_set1_epi16(1);
+  const std::uint16_t* scales = at.scales + kHalf * half;
+  const BlockScales kept(scales);
   __m256 total[kCount];
   for (int r = 0; r < kCount; ++r) total[r] = _mm256_setzero_ps();
-  for (std::int64_t block = 0; block < at.blocks; ++block) {
+  for (std::int64_t block = 0; block < at.blocks; ++block, scales += BlockScales::kWords) {
     const std::uint8_t* codes = at.codes + block * 256 + 32 * half;
-    const std::uint16_t* scales = at.scales + block * 2 * kTile + kHalf * half;
     const std::int8_t* x = at.x + (block * kRows + first) * kBlock;
     // 16 products of 15 * 127 in each 16-bit sum at most: it cannot overflow.
     __m256i dot[kCount];
@@ -56,19 +102,18 @@ void part4(const TileAndGroup& at, int first, int half, float* sums) {
         dot[r] = _mm256_add_epi16(dot[r], _mm256_maddubs_epi16(high, four_codes(row + 16)));
       }
     }
-    const __m256 scale = eight_halves(scales);
-    const __m256 minimum = eight_halves(scales + kTile);
+    const ScaleAndMinimum of_block = kept.of(scales);
 #pragma GCC unroll 4
     for (int r = 0; r < kCount; ++r) {
       const std::int64_t row = block * kRows + first + r;
-      const __m256 both = _mm256_mul_ps(_mm256_set1_ps(at.s[row]), scale);
+      const __m256 both = _mm256_mul_ps(_mm256_set1_ps(at.s[row]), of_block.scale);
       const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(dot[r], ones));
       total[r] = _mm256_fmadd_ps(both, whole, total[r]);
-      total[r] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(at.scaled_sums[row]), total[r]);
+      total[r] = _mm256_fmadd_ps(of_block.minimum, _mm256_set1_ps(at.scaled_sums[row]), total[r]);
     }
   }
   for (int r = 0; r < kCount; ++r) {
-    _mm256_storeu_ps(sums + kTile * (first + r) + kHalf * half, total[r]);
+    _mm256_storeu_ps(sums + kTile * (first + r) + kHalf * half, kept.finish(total[r]));
   }
 }
 
@@ -108,12 +153,12 @@ void part8(const TileAndGroup& at, int first, int half, float* sums) {
   }
 }
 
-template <int kRows>
+template <class BlockScales, int kRows>
 void product4(const TileAndGroup& at, float* sums) {
   constexpr int kFirst = kRows < kAtOnce ? kRows : kAtOnce;
   for (int half = 0; half < 2; ++half) {
-    part4<kRows, kFirst>(at, 0, half, sums);
-    if constexpr (kRows > kAtOnce) part4<kRows, kRows - kAtOnce>(at, kAtOnce, half, sums);
+    part4<BlockScales, kRows, kFirst>(at, 0, half, sums);
+    if constexpr (kRows > kAtOnce) part4<BlockScales, kRows, kRows - kAtOnce>(at, kAtOnce, half, sums);
   }
 }
 

@@ -36,19 +36,64 @@ inline __m512i add_dots(__m512i sum, __m512i weights, const std::int8_t* x) {
 #endif
 }
 
-template <int kRows>
+struct ScaleAndMinimum {
+  __m512 scale, minimum;
+};
+
+// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them.
+struct HalfScales {
+  static constexpr std::int64_t kWords = 2 * kTile;  // of a block
+
+  explicit HalfScales(const std::uint16_t*& scales) { static_cast<void>(scales); }
+
+  ScaleAndMinimum of(const std::uint16_t* scales) const {
+    return {load_halves(scales), load_halves(scales + kTile)};
+  }
+  __m512 finish(__m512 total) const { return total; }
+};
+
+struct ByteScales {
+  static constexpr std::int64_t kWords = kTile;
+
+  explicit ByteScales(const std::uint16_t*& scales)
+      : unit(upper_halves(scales)), ratio(upper_halves(scales + kTile)) {
+    scales += 2 * kTile;
+  }
+
+  ScaleAndMinimum of(const std::uint16_t* scales) const {
+    const __m512i words = _mm512_cvtepi16_epi32(load_words(scales));
+    const __m512i a = _mm512_and_si512(words, _mm512_set1_epi32(0xFF));
+    const __m512 b = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 8));
+    const __m512 middle = _mm512_cvtepi32_ps(_mm512_slli_epi32(a, 3));
+    return {_mm512_cvtepi32_ps(a), _mm512_fmsub_ps(ratio, b, middle)};
+  }
+  __m512 finish(__m512 total) const { return _mm512_mul_ps(unit, total); }
+
+  static __m256i load_words(const std::uint16_t* scales) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
+  }
+  static __m512 upper_halves(const std::uint16_t* scales) {
+    const __m512i words = _mm512_cvtepu16_epi32(load_words(scales));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  }
+
+  __m512 unit, ratio;
+};
+
+template <class BlockScales, int kRows>
 void product4(const TileAndGroup& at, float* sums) {
   const __m512i low_half = _mm512_set1_epi8(0x0F);
   __m512 total[kRows];
   for (int r = 0; r < kRows; ++r) total[r] = _mm512_setzero_ps();
   const std::uint8_t* codes = at.codes;
   const std::uint16_t* scales = at.scales;
+  const BlockScales kept(scales);
   const std::int8_t* x = at.x;
   const float* s = at.s;
   const float* scaled_sums = at.scaled_sums;
   for (std::int64_t block = 0; block < at.blocks; ++block) {
     for (int line = 0; line < 4; ++line) ask_for(codes + kAhead + 64 * line);
-    ask_for(scales + kAhead / 8);
+    ask_for(scales + kAhead / 256 * BlockScales::kWords);
     __m512i dot[kRows];
     for (int r = 0; r < kRows; ++r) dot[r] = _mm512_setzero_si512();
 #pragma GCC unroll 4
@@ -65,21 +110,21 @@ void product4(const TileAndGroup& at, float* sums) {
         dot[r] = add_dots(dot[r], high, x + 32 * r + 16 + 4 * g);
       }
     }
-    const __m512 scale = load_halves(scales);
-    const __m512 minimum = load_halves(scales + kTile);
+    const ScaleAndMinimum of_block = kept.of(scales);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(s[r]), scale);
+      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(s[r]), of_block.scale);
       total[r] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot[r]), total[r]);
-      total[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(scaled_sums[r]), total[r]);
+      total[r] =
+          _mm512_fmadd_ps(of_block.minimum, _mm512_set1_ps(scaled_sums[r]), total[r]);
     }
     codes += 256;
-    scales += 2 * kTile;
+    scales += BlockScales::kWords;
     x += kRows * kBlock;
     s += kRows;
     scaled_sums += kRows;
   }
-  for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, total[r]);
+  for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, kept.finish(total[r]));
 }
 
 template <int kRows>

@@ -31,12 +31,55 @@ inline int32x4_t dot32(const int8x16_t* weights, const std::int8_t* x) {
   return dot16(sum, weights + 4, vld1q_s8(x + 16));
 }
 
-template <int kRows>
+struct ScaleAndMinimum {
+  float32x4_t scale, minimum;
+};
+
+// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them. Made
+// with the first of 4 outputs, and left at those of its first block.
+struct HalfScales {
+  static constexpr std::int64_t kWords = 2 * kTile;  // of a block
+
+  explicit HalfScales(const std::uint16_t*& scales) { static_cast<void>(scales); }
+
+  ScaleAndMinimum of(const std::uint16_t* scales) const {
+    return {four_halves(scales), four_halves(scales + kTile)};
+  }
+  float32x4_t finish(float32x4_t total) const { return total; }
+};
+
+struct ByteScales {
+  static constexpr std::int64_t kWords = kTile;
+
+  explicit ByteScales(const std::uint16_t*& scales)
+      : unit(upper_halves(scales)), ratio(upper_halves(scales + kTile)) {
+    scales += 2 * kTile;
+  }
+
+  ScaleAndMinimum of(const std::uint16_t* scales) const {
+    const uint16x4_t words = vld1_u16(scales);
+    const uint32x4_t a = vmovl_u16(vand_u16(words, vdup_n_u16(0xFF)));
+    const int32x4_t b = vshrq_n_s32(vmovl_s16(vreinterpret_s16_u16(words)), 8);
+    const float32x4_t middle = vcvtq_f32_u32(vshlq_n_u32(a, 3));
+    return {vcvtq_f32_u32(a), vfmaq_f32(vnegq_f32(middle), ratio, vcvtq_f32_s32(b))};
+  }
+  float32x4_t finish(float32x4_t total) const { return vmulq_f32(unit, total); }
+
+  static float32x4_t upper_halves(const std::uint16_t* scales) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(scales), 16));
+  }
+
+  float32x4_t unit, ratio;
+};
+
+template <class BlockScales, int kRows>
 void product4(const TileAndGroup& at, float* sums) {
   for (int quarter = 0; quarter < 4; ++quarter) {
+    const std::uint16_t* scales = at.scales + kQuarter * quarter;
+    const BlockScales kept(scales);
     float32x4_t total[kRows];
     for (int r = 0; r < kRows; ++r) total[r] = vdupq_n_f32(0);
-    for (std::int64_t block = 0; block < at.blocks; ++block) {
+    for (std::int64_t block = 0; block < at.blocks; ++block, scales += BlockScales::kWords) {
       const std::uint8_t* codes = at.codes + block * 256 + 16 * quarter;
       int8x16_t weights[8];
 #pragma GCC unroll 4
@@ -45,19 +88,19 @@ void product4(const TileAndGroup& at, float* sums) {
         weights[g] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
         weights[4 + g] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
       }
-      const std::uint16_t* scales = at.scales + block * 2 * kTile + kQuarter * quarter;
-      const float32x4_t scale = four_halves(scales);
-      const float32x4_t minimum = four_halves(scales + kTile);
+      const ScaleAndMinimum of_block = kept.of(scales);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const std::int64_t row = block * kRows + r;
-        const float32x4_t both = vmulq_f32(vdupq_n_f32(at.s[row]), scale);
+        const float32x4_t both = vmulq_f32(vdupq_n_f32(at.s[row]), of_block.scale);
         const float32x4_t whole = vcvtq_f32_s32(dot32(weights, at.x + row * kBlock));
         total[r] = vfmaq_f32(total[r], both, whole);
-        total[r] = vfmaq_f32(total[r], minimum, vdupq_n_f32(at.scaled_sums[row]));
+        total[r] = vfmaq_f32(total[r], of_block.minimum, vdupq_n_f32(at.scaled_sums[row]));
       }
     }
-    for (int r = 0; r < kRows; ++r) vst1q_f32(sums + kTile * r + kQuarter * quarter, total[r]);
+    for (int r = 0; r < kRows; ++r) {
+      vst1q_f32(sums + kTile * r + kQuarter * quarter, kept.finish(total[r]));
+    }
   }
 }
 

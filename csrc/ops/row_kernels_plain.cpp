@@ -3,6 +3,7 @@
 #include "row_kernels.h"
 #include "vectors_plain.h"
 // Behind vectors_plain.h:
+#include "block_scales_plain.h"
 #include "row_algorithms.h"
 
 namespace specdec::ops {
@@ -20,26 +21,29 @@ void dots(const TileAndGroup& at, std::int64_t block, int rows, int row, const C
   }
 }
 
-template <int kRows>
+template <class BlockScales, int kRows>
 void product4(const TileAndGroup& at, float* sums) {
   for (int r = 0; r < kRows; ++r) {
+    const std::uint16_t* scales = at.scales;
+    const BlockScales kept(scales);
     float* total = sums + r * kTile;
     for (int c = 0; c < kTile; ++c) total[c] = 0;
-    for (std::int64_t block = 0; block < at.blocks; ++block) {
+    for (std::int64_t block = 0; block < at.blocks; ++block, scales += BlockScales::kWords) {
       const std::uint8_t* codes = at.codes + block * 256;
       float dot[kTile];
       dots(at, block, kRows, r, [&](int g, int c, int j) {
         const int both = codes[(g % 4) * 64 + c * 4 + j];
         return g < 4 ? both & 15 : both >> 4;
       }, dot);
-      const std::uint16_t* scales = at.scales + block * 2 * kTile;
       const float s = at.s[block * kRows + r];
       const float scaled_sum = at.scaled_sums[block * kRows + r];
       for (int c = 0; c < kTile; ++c) {
-        total[c] = std::fma(s * float_of_half(scales[c]), dot[c], total[c]);
-        total[c] = std::fma(float_of_half(scales[kTile + c]), scaled_sum, total[c]);
+        const ScaleAndMinimum of_block = kept.of(scales, c);
+        total[c] = std::fma(s * of_block.scale, dot[c], total[c]);
+        total[c] = std::fma(of_block.minimum, scaled_sum, total[c]);
       }
     }
+    for (int c = 0; c < kTile; ++c) total[c] = kept.finish(total[c], c);
   }
 }
 

@@ -1,31 +1,36 @@
 #pragma once
 
-// The table of row kernels, of a file that has product4<n> and product8<n>.
+// The table of row kernels, of a file that has product4<HalfScales, n>, product4<ByteScales, n> and
+// product8<n>.
 
 namespace specdec::ops {
 namespace {
 
-constexpr TileProducts kProducts4 = {{product4<1>, product4<2>, product4<3>, product4<4>,
-                                      product4<5>, product4<6>, product4<7>, product4<8>}};
+template <class BlockScales>
+constexpr TileProducts kProducts4 = {
+    {product4<BlockScales, 1>, product4<BlockScales, 2>, product4<BlockScales, 3>, product4<BlockScales, 4>,
+     product4<BlockScales, 5>, product4<BlockScales, 6>, product4<BlockScales, 7>, product4<BlockScales, 8>}};
 constexpr TileProducts kProducts8 = {{product8<1>, product8<2>, product8<3>, product8<4>,
                                       product8<5>, product8<6>, product8<7>, product8<8>}};
 
+const TileProducts& products_of(const Matrix& matrix) {
+  if (matrix.bits == 8) return kProducts8;
+  return matrix.kind == Scales::bytes ? kProducts4<ByteScales> : kProducts4<HalfScales>;
+}
+
 void multiply_rows(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,
                    std::int64_t outputs, float* y) {
-  const TileProducts& products = matrix.bits == 4 ? kProducts4 : kProducts8;
-  multiply_tiles(products, matrix, rows, begin, end, outputs, y);
+  multiply_tiles(products_of(matrix), matrix, rows, begin, end, outputs, y);
 }
 
 void multiply_rows_swiglu(const Matrix& matrix, const Rows& rows, std::int64_t begin,
                           std::int64_t end, std::int64_t outputs, float* y) {
-  const TileProducts& products = matrix.bits == 4 ? kProducts4 : kProducts8;
-  multiply_pairs(products, matrix, rows, begin, end, outputs, y);
+  multiply_pairs(products_of(matrix), matrix, rows, begin, end, outputs, y);
 }
 
 void multiply_rows_swiglu_and_round(const Matrix& matrix, const Rows& rows, std::int64_t begin,
                                     std::int64_t end, const Rows& out) {
-  const TileProducts& products = matrix.bits == 4 ? kProducts4 : kProducts8;
-  multiply_pairs_and_round(products, matrix, rows, begin, end, out);
+  multiply_pairs_and_round(products_of(matrix), matrix, rows, begin, end, out);
 }
 
 constexpr RowKernels kRowKernels = {

@@ -105,7 +105,7 @@ def describe_weights(folder: ModelFolder) -> dict[str, list[int]] | None:
     of layout ``fused``; None for another."""
     import onnx
 
-    if folder.layout != "fused":
+    if folder.layout not in ("fused", "fused-exact"):
         return None
     graph = onnx.load(str(folder.graph_path), load_external_data=False).graph
     bits: dict[str, set[int]] = {"embedding": set(), "layers": set(), "head": set()}

@@ -7,18 +7,20 @@ that input and its upper half the one 16 further on, and ``w = scale * code + mi
 are the bits of IEEE halves, uint16 [tiles, blocks, 16], and [tiles, blocks, 2, 16] (scale, minimum)
 in 4 bits. Outputs that fill up the last tile are zeros throughout.
 
-What ggml holds as Q8_0, Q4_1 and Q4_0 is held exactly; all else is rounded to Q8_0's blocks.
+What ggml holds as Q8_0, Q4_1 and Q4_0 is held exactly; all else is rounded to Q8_0's blocks. On
+request, 4-bit blocks have their scales in bytes (``byte_scales``): [tiles, 2 + blocks, 16].
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.convert.byte_scales import WordArray, in_bytes
 from specdec.convert.checkpoint import BLOCK
 from specdec.convert.matrix import BlockMatrix, CodeArray, FloatArray, Matrix
 from specdec.errors import CheckpointError
@@ -34,35 +36,28 @@ class PackedMatrix:
     """A matrix as the operators read it."""
 
     codes: CodeArray  # [tiles, blocks, 64 * bits]
-    scales: NDArray[np.uint16]  # [tiles, blocks, 16], or [tiles, blocks, 2, 16] in 4 bits
+    scales: NDArray[np.uint16]  # [tiles, blocks, 16]; in 4 bits [tiles, blocks, 2, 16], or bytes'
     bits: int
     outputs: int
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows of whole blocks before they are packed; ``minima`` are 4-bit blocks' alone."""
+    """Rows of whole blocks before they are packed."""
 
     codes: CodeArray  # [rows, columns], below 16 in 4 bits
-    scales: HalfArray  # [rows, columns / 32]
-    minima: HalfArray | None  # [rows, columns / 32]
+    words: WordArray  # [rows, blocks], [rows, blocks, 2] or [rows, 2 + blocks]: scales' bits
+    bits: int
 
 
-def pack_rows(matrices: Sequence[Matrix]) -> PackedMatrix:
+def pack_rows(matrices: Sequence[Matrix], *, byte_scales: bool = False) -> PackedMatrix:
     """The outputs of all of ``matrices``, in order."""
-    parts = encode(matrices)
-    minima = [part.minima for part in parts if part.minima is not None]
-    whole = Blocks(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        np.concatenate(minima) if minima else None,
-    )
-    return _pack(whole)
+    return _pack(_encode(matrices, byte_scales))
 
 
-def pack_gated(gate: Matrix, up: Matrix) -> PackedMatrix:
+def pack_gated(gate: Matrix, up: Matrix, *, byte_scales: bool = False) -> PackedMatrix:
     """Two matrices of one shape whose tiles take turns: 16 outputs of ``gate``, 16 of ``up``."""
-    first, second = map(_pack, encode([gate, up]))
+    first, second = (_pack([part]) for part in _encode([gate, up], byte_scales))
     tiles = 2 * len(first.codes)
 
     def interleave(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -76,21 +71,29 @@ def pack_gated(gate: Matrix, up: Matrix) -> PackedMatrix:
     )
 
 
-def encode(matrices: Sequence[Matrix]) -> list[Blocks]:
-    """Blocks of 4 bits where all of ``matrices`` have them, or else of 8 bits."""
-    four = [_four_bits(matrix) for matrix in matrices]
-    exact = [blocks for blocks in four if blocks is not None]
-    return exact if len(exact) == len(four) else [eight_bits(matrix) for matrix in matrices]
+def _encode(matrices: Sequence[Matrix], byte_scales: bool) -> list[Blocks]:
+    """Blocks of 4 bits where all of ``matrices`` have them, or else of 8 bits; of one kind."""
+    four = [matrix for matrix in matrices if _is_exact4(matrix)]
+    if len(four) < len(matrices):
+        return [eight_bits(matrix) for matrix in matrices]
+    found = [in_bytes(matrix) for matrix in four] if byte_scales else []
+    short = [Blocks(*blocks, 4) for blocks in found if blocks is not None]
+    return short if len(short) == len(four) else [_four_bits(matrix) for matrix in four]
 
 
-def _four_bits(matrix: Matrix) -> Blocks | None:
-    """The blocks of Q4_0 or Q4_1; None for a matrix that halves do not hold exactly."""
-    if not isinstance(matrix, BlockMatrix) or (matrix.bits, matrix.block) != (4, BLOCK):
-        return None
-    scales, minima = _exact_halves(matrix.scales), _exact_halves(matrix.minima)
-    if scales is None or minima is None:
-        return None
-    return Blocks(matrix.codes, scales, minima)
+def _is_exact4(matrix: Matrix) -> TypeGuard[BlockMatrix]:
+    """Whether these are blocks of Q4_0 or Q4_1: 4 bits, and what halves hold."""
+    return (
+        isinstance(matrix, BlockMatrix)
+        and (matrix.bits, matrix.block) == (4, BLOCK)
+        and _exact_halves(matrix.scales) is not None
+        and _exact_halves(matrix.minima) is not None
+    )
+
+
+def _four_bits(matrix: BlockMatrix) -> Blocks:
+    halves = np.stack([matrix.scales, matrix.minima], axis=2).astype(np.float16)
+    return Blocks(matrix.codes, halves.view(np.uint16), 4)
 
 
 def eight_bits(matrix: Matrix) -> Blocks:
@@ -98,11 +101,11 @@ def eight_bits(matrix: Matrix) -> Blocks:
     if isinstance(matrix, BlockMatrix) and (matrix.bits, matrix.block) == (8, BLOCK):
         scales = _exact_halves(matrix.scales)
         if scales is not None and np.array_equal(matrix.minima, -128 * matrix.scales):
-            return Blocks(matrix.codes, scales, None)
+            return Blocks(matrix.codes, scales.view(np.uint16), 8)
     starts = range(0, matrix.shape[0], _CHUNK)
     parts = [_round(matrix.take_rows(slice(start, start + _CHUNK))) for start in starts]
     codes, halves = zip(*parts, strict=True)
-    return Blocks(np.concatenate(codes), np.concatenate(halves), None)
+    return Blocks(np.concatenate(codes), np.concatenate(halves).view(np.uint16), 8)
 
 
 def _round(matrix: Matrix) -> tuple[CodeArray, HalfArray]:
@@ -126,28 +129,26 @@ def _exact_halves(values: FloatArray) -> HalfArray | None:
     return halves if np.array_equal(halves.astype(np.float32), values) else None
 
 
-def _pack(blocks: Blocks) -> PackedMatrix:
-    outputs, columns = blocks.codes.shape
+def _pack(parts: Sequence[Blocks]) -> PackedMatrix:
+    """The rows of all ``parts``, which are of one kind."""
+    codes, words = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "words")
+    )
+    bits = parts[0].bits
+    outputs, columns = codes.shape
     tiles = -(-outputs // TILE)
+
+    def tiled(rows: NDArray[Any]) -> NDArray[Any]:
+        # [tiles, 16, ...]
+        missing = [(0, tiles * TILE - outputs)] + [(0, 0)] * (rows.ndim - 1)
+        return np.pad(rows, missing).reshape(tiles, TILE, *rows.shape[1:])
+
     count = columns // BLOCK
-
-    def tiled(rows: NDArray[np.generic]) -> NDArray[np.generic]:
-        missing = tiles * TILE - outputs
-        return np.pad(rows, ((0, missing), (0, 0))) if missing else rows
-
-    def halves(rows: HalfArray) -> NDArray[np.uint16]:
-        # [tiles, blocks, 16]
-        bits = tiled(rows).view(np.uint16).reshape(tiles, TILE, count)
-        return np.ascontiguousarray(bits.swapaxes(1, 2))
-
-    codes = tiled(blocks.codes).view(np.uint8)
-    if blocks.minima is None:
-        groups = codes.reshape(tiles, TILE, count, 8, 4)
-        scales = halves(blocks.scales)
+    if bits == 8:
+        groups = tiled(codes).reshape(tiles, TILE, count, 8, 4)
     else:
-        split = codes.reshape(tiles, TILE, count, 2, 4, 4)
+        split = tiled(codes).reshape(tiles, TILE, count, 2, 4, 4)
         groups = split[:, :, :, 0] | split[:, :, :, 1] * np.uint8(16)
-        scales = np.stack([halves(blocks.scales), halves(blocks.minima)], axis=2)
     packed = np.ascontiguousarray(groups.transpose(0, 2, 3, 1, 4))  # tile, block, g, c, j
-    bits = 8 if blocks.minima is None else 4
+    scales = np.ascontiguousarray(np.moveaxis(tiled(words), 1, -1))
     return PackedMatrix(packed.reshape(tiles, count, 64 * bits), scales, bits, outputs)

@@ -62,12 +62,18 @@ class FusedGraph(DecoderGraph):
 
         return [
             gain("attention_norm"),
-            *packed("qkv", pack_rows, "query", "key", "value"),
-            *packed("attention_output", pack_rows, "attention_output"),
+            *packed("qkv", self._pack, "query", "key", "value"),
+            *packed("attention_output", self._pack, "attention_output"),
             gain("ffn_norm"),
-            *packed("gated", lambda both: pack_gated(*both), "gate", "up"),
-            *packed("down", pack_rows, "down"),
+            *packed("gated", self._pack_gated, "gate", "up"),
+            *packed("down", self._pack, "down"),
         ]
+
+    def _pack(self, matrices: list[Matrix]) -> PackedMatrix:
+        return pack_rows(matrices, byte_scales=self.layout.byte_scales)
+
+    def _pack_gated(self, both: list[Matrix]) -> PackedMatrix:
+        return pack_gated(*both, byte_scales=self.layout.byte_scales)
 
     def _bridge(self, layer: int, residual: str, update: str) -> tuple[str, str]:
         graph, prefix = self.graph, f"layers.{layer}"
@@ -75,7 +81,7 @@ class FusedGraph(DecoderGraph):
             graph.initializer(name, self.checkpoint.vector(name))
             for name in (f"{prefix}.bridge_scale", f"{prefix}.bridge_bias")
         )
-        packed = pack_rows([self.checkpoint.matrix(f"{prefix}.bridge")])
+        packed = self._pack([self.checkpoint.matrix(f"{prefix}.bridge")])
         name, total = f"{prefix}.bridge", f"{prefix}.bridge_residual"
         graph.nodes(
             "Bridge",
@@ -89,7 +95,7 @@ class FusedGraph(DecoderGraph):
         return total, name
 
     def _head(self, residual: str, update: str) -> None:
-        packed = pack_rows([self.checkpoint.matrix("head")])
+        packed = self._pack([self.checkpoint.matrix("head")])
         gain = self.graph.initializer(f"{HIDDEN}.gain", self.checkpoint.vector("final_norm"))
         inputs = [residual, update, gain, *weights(self.graph, "logits", packed)]
         self.graph.nodes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -33,17 +34,24 @@ class Layout:
     head: Linear
     embedding: Embedding = block8_embedding
     fused: bool = False  # norms, attention and gating are the core's operators: ``FusedGraph``
+    byte_scales: bool = False  # of 4-bit blocks in ``FusedGraph``
 
 
 def _uniform(linear: Linear, *, head: Linear) -> Layout:
     return Layout(linear, linear, linear, linear, head)
 
 
+def _fused(*, byte_scales: bool) -> Layout:
+    linear = partial(packed_linear, byte_scales=byte_scales)
+    embedding = partial(packed_embedding, byte_scales=byte_scales)
+    layout = replace(_uniform(linear, head=linear), embedding=embedding)
+    return replace(layout, fused=True, byte_scales=byte_scales)
+
+
 LAYOUTS: Mapping[str, Layout] = {
     "float32": replace(_uniform(float32, head=float32), embedding=float32_embedding),
-    "fused": replace(
-        _uniform(packed_linear, head=packed_linear), embedding=packed_embedding, fused=True
-    ),
+    "fused": _fused(byte_scales=True),
+    "fused-exact": _fused(byte_scales=False),
     "nbits8": _uniform(nbits8, head=nbits8),
     "nbits4": _uniform(nbits4, head=nbits8),
     "int8": _uniform(int8_rowwise, head=nbits8),

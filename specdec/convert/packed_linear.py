@@ -14,18 +14,20 @@ from specdec.convert.matrix import Matrix
 DOMAIN = "specdec"
 
 
-def packed_linear(graph: Graph, name: str, x: Activation, matrix: Matrix) -> str:
-    """4- or 8-bit blocks: holds Q4_1, Q4_0 and Q8_0 exactly."""
-    packed = pack_rows([matrix])
+def packed_linear(
+    graph: Graph, name: str, x: Activation, matrix: Matrix, *, byte_scales: bool = False
+) -> str:
+    """4- or 8-bit blocks: without ``byte_scales`` Q4_1, Q4_0 and Q8_0 are held exactly."""
+    packed = pack_rows([matrix], byte_scales=byte_scales)
     inputs = [x.name, *weights(graph, name, packed)]
     return graph.node(
         "Linear", inputs, name, domain=DOMAIN, bits=packed.bits, outputs=packed.outputs
     )
 
 
-def packed_embedding(graph: Graph, name: str, matrix: Matrix) -> str:
+def packed_embedding(graph: Graph, name: str, matrix: Matrix, *, byte_scales: bool = False) -> str:
     """Looks rows up in a matrix that is packed as a head is: a tied one is in the file once."""
-    packed = pack_rows([matrix])
+    packed = pack_rows([matrix], byte_scales=byte_scales)
     inputs = ["tokens", *weights(graph, name, packed)]
     return graph.node(
         "Embedding", inputs, name, domain=DOMAIN, bits=packed.bits, outputs=packed.outputs

@@ -21,8 +21,11 @@ TILE, BLOCK = 16, 32
 def unpack(codes: Array, scales: Array, bits: int) -> Array:
     """The weights of a packed matrix, float64 [16 * tiles, 32 * blocks]."""
     tiles, blocks = codes.shape[:2]
-    halves = scales.view(np.float16).astype(np.float64)
     weights = np.zeros((tiles, TILE, blocks, BLOCK))
+    if bits == 4 and scales.ndim == 3:
+        halves = _scales_of_bytes(scales)
+    else:
+        halves = scales.view(np.float16).astype(np.float64)
     for g in range(bits):
         for c in range(TILE):
             for j in range(4):
@@ -34,6 +37,15 @@ def unpack(codes: Array, scales: Array, bits: int) -> Array:
                     weights[:, c, :, 4 * g + j] = scale * (byte & 15) + minimum
                     weights[:, c, :, 16 + 4 * g + j] = scale * (byte >> 4) + minimum
     return weights.reshape(tiles * TILE, blocks * BLOCK)
+
+
+def _scales_of_bytes(words: Array) -> Array:
+    """Scale and minimum [tiles, blocks, 2, 16] of ``unit * (a * (code - 8) + ratio * b)``."""
+    upper = (words[:, :2].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    unit, ratio = upper[:, :1], upper[:, 1:]
+    a = (words[:, 2:] & 255).astype(np.float64)
+    b = (words[:, 2:] >> 8).astype(np.uint8).view(np.int8).astype(np.float64)
+    return np.stack([unit * a, unit * (ratio * b - 8 * a)], axis=2)
 
 
 class ReferenceGraph:

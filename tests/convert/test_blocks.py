@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -126,3 +127,75 @@ def test_weights_that_are_no_numbers_are_refused(wrong: float) -> None:
     with pytest.raises(CheckpointError, match="no number, or too large") as caught:
         pack_rows([DenseMatrix(weights)])
     assert "\n" not in str(caught.value)
+
+
+def byte_scales_of(matrix: BlockMatrix) -> Array:
+    packed = pack_rows([matrix], byte_scales=True)
+    tiles, blocks = -(-matrix.shape[0] // TILE), matrix.shape[1] // BLOCK
+    assert (packed.bits, packed.outputs) == (4, matrix.shape[0])
+    assert (packed.scales.shape, packed.scales.dtype) == ((tiles, 2 + blocks, TILE), np.uint16)
+    found = values(packed)
+    assert not found[matrix.shape[0] :].any()
+    return found[: matrix.shape[0]]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("make", [four_bits, symmetric])
+@pytest.mark.parametrize("rows", [96, 17, 1])
+def test_scales_in_bytes_are_within_half_a_step(
+    make: Callable[[], BlockMatrix], rows: int, sign: int
+) -> None:
+    """Q4_0 has scales of both signs: there codes count from the other end."""
+    matrix = make().take_rows(slice(0, rows))
+    signs = np.where(np.arange(matrix.scales.size) % 3 == 0, sign, 1).astype(np.float32)
+    signs = signs.reshape(matrix.scales.shape)
+    matrix = BlockMatrix(matrix.codes, matrix.scales * signs, matrix.minima * signs, 4)
+    codes = matrix.codes.reshape(*matrix.scales.shape, BLOCK).astype(np.float64)
+    error = np.abs(byte_scales_of(matrix).reshape(codes.shape) - exact(matrix).reshape(codes.shape))
+
+    # Steps of a row: of the scale, and of the offset, which is that of code 8, once moved.
+    scales, mean = np.abs(matrix.scales), codes.mean(-1)
+    step = 1.01 * scales.max(1, keepdims=True) / 255
+    middle = np.where(matrix.scales < 0, 7, 8)
+    offsets = np.abs(matrix.minima + middle * matrix.scales) + 8 * step
+    offset_step = 1.02 * offsets.max(1, keepdims=True) / 127
+    bound = step[..., None] / 2 * np.abs(codes - mean[..., None]) + offset_step[..., None] / 2
+    assert (error <= bound + 1e-6 * scales.max()).all()
+    assert error.max() > 0
+
+
+def test_scales_in_bytes_keep_the_means_of_blocks() -> None:
+    """The offset makes up for the scale: a block's mean is off by half of an offset's step."""
+    matrix = four_bits()
+    difference = (byte_scales_of(matrix) - exact(matrix)).reshape(*matrix.scales.shape, BLOCK)
+    step = np.abs(matrix.minima + 8 * matrix.scales).max(1, keepdims=True) / 127
+    assert (np.abs(difference.mean(-1)) <= 0.6 * step + 1e-6).all()
+
+
+def test_blocks_too_different_for_bytes_keep_halves() -> None:
+    """In steps that one large offset asks for, the other blocks of a row are nothing."""
+    rng = np.random.default_rng(0)
+    scales = np.full((32, 64), 2.0**-7, np.float32)
+    minima = -7.5 * scales
+    matrix = BlockMatrix(rng.integers(0, 16, (32, 64 * BLOCK)).astype(np.uint8), scales, minima, 4)
+    byte_scales_of(matrix)
+    minima[:, 0] = 1
+    packed = pack_rows([matrix], byte_scales=True)
+    np.testing.assert_array_equal(values(packed)[:32], exact(matrix))
+
+
+def test_rows_of_zeros_and_of_one_value() -> None:
+    matrix = four_bits()
+    scales, minima = matrix.scales.copy(), matrix.minima.copy()
+    scales[2] = minima[2] = 0
+    scales[3], minima[3] = 0, np.float32(-0.25)
+    found = byte_scales_of(BlockMatrix(matrix.codes, scales, minima, 4))
+    assert not found[2].any()
+    np.testing.assert_allclose(found[3], -0.25, rtol=0.01)
+
+
+def test_scales_that_are_infinite_are_not_rounded() -> None:
+    matrix = four_bits()
+    matrix.scales[1, 0] = np.inf
+    packed = pack_rows([matrix], byte_scales=True)
+    assert packed.scales.shape == (6, 4, 2, TILE)

@@ -1,4 +1,4 @@
-"""Layout ``fused``: the written graph, read by its definition, against the checkpoint's weights."""
+"""Layouts ``fused``: the written graph, read by its definition, against the checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def prefill(graph: ReferenceGraph, chunks: list[int]) -> tuple[Array, Array]:
 def test_the_graph_is_the_model(tmp_path: Path, shape: dict[str, int | bool | str]) -> None:
     """Every weight is held exactly, so that nothing but the tables' float32 is lost."""
     source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
-    folder = convert(source, tmp_path / "model", layout="fused")
+    folder = convert(source, tmp_path / "model", layout="fused-exact")
     reference = NumpyLlama(source)
     expected, _ = reference.states(TOKENS[:20])
     exact = ReferenceGraph(folder, CAPACITY, rounded=False)
@@ -54,16 +54,17 @@ def test_the_graph_is_the_model(tmp_path: Path, shape: dict[str, int | bool | st
     np.testing.assert_allclose(last, reference.logits(TOKENS[:23])[22:], atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", ["fused", "fused-exact"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_operators_compute_what_they_are_defined_to(
-    tmp_path: Path, shape: dict[str, int | bool | str]
+    tmp_path: Path, shape: dict[str, int | bool | str], layout: str
 ) -> None:
     """In float32, so that a value between two of the 8-bit ones may be rounded either way.
 
     That moves some rows a little; the others are the same to float32's last digits.
     """
     source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
-    folder = convert(source, tmp_path / "model", layout="fused")
+    folder = convert(source, tmp_path / "model", layout=layout)
     reference = ReferenceGraph(folder, CAPACITY, rounded=True)
     runner = GraphRunner(folder / "model.onnx", CAPACITY, session_options(2), garbage=9.5)
     errors, past = [], 0
@@ -75,6 +76,23 @@ def test_the_operators_compute_what_they_are_defined_to(
     assert max(errors) < 0.04
     assert np.median(errors) < 0.01
     assert min(errors) < 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_scales_in_bytes_change_little(tmp_path: Path, shape: dict[str, int | bool | str]) -> None:
+    """And nothing where weights have 8 bits."""
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
+    exact, found = (
+        prefill(
+            ReferenceGraph(
+                convert(source, tmp_path / layout, layout=layout), CAPACITY, rounded=False
+            ),
+            [20],
+        )[0]
+        for layout in ("fused-exact", "fused")
+    )
+    error = np.sqrt(np.mean((found - exact) ** 2)) / np.std(exact)
+    assert error == 0 if shape.get("quant") == "Q8_0" else 0 < error < 0.02
 
 
 @pytest.mark.parametrize("shape", [{"quant": "F16", "embedding_quant": "F32"}], ids=str)
@@ -93,10 +111,10 @@ def test_an_attached_drafter_is_its_definition(tmp_path: Path, layers: tuple[int
     ids = list(range(1, DEFAULT_VOCAB, 2))
     source = write_tiny_drafter(tmp_path / "drafter.gguf", head_ids=ids, target_layers=layers)
     target = ReferenceGraph(
-        convert(target_gguf, tmp_path / "target", layout="fused"), CAPACITY, rounded=False
+        convert(target_gguf, tmp_path / "target", layout="fused-exact"), CAPACITY, rounded=False
     )
-    folder = convert(source, tmp_path / "drafter", target_source=target_gguf, layout="fused")
-    assert ModelFolder.open(folder).layout == "fused"
+    folder = convert(source, tmp_path / "drafter", target_source=target_gguf, layout="fused-exact")
+    assert ModelFolder.open(folder).layout == "fused-exact"
     feature = prefill(target, [20])[1][-1]
     shared = {
         f"past_{part}.{index}": target.cache[f"past_{part}.{layer}"]
@@ -118,7 +136,7 @@ def test_an_attached_drafter_is_its_definition(tmp_path: Path, layers: tuple[int
 
 def test_rows_of_a_tree_are_those_of_their_paths(tmp_path: Path, tiny_gguf: Path) -> None:
     """And sequences that share a step are those of their own texts."""
-    folder = convert(tiny_gguf, tmp_path / "model", layout="fused")
+    folder = convert(tiny_gguf, tmp_path / "model", layout="fused-exact")
     graph = ReferenceGraph(folder, CAPACITY, rounded=False, sequences=2)
     for sequence, past in ((0, 8), (1, 11)):
         graph.step(TOKENS[sequence : past + sequence], chain(0, past, sequence))

@@ -17,11 +17,16 @@ Floats = NDArray[np.float32]
 
 BLOCK = 32
 TILE = 16
+BYTES = "4, scales in bytes"
+FORMATS: tuple[int | str, ...] = (4, 8, BYTES)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A random matrix as the ops take it. ``low`` is the minimum of 4 bits, else zeros."""
+    """A random matrix as the ops take it. ``low`` is the minimum of 4 bits, else zeros.
+
+    With scales in bytes these are a and ``ratio * b - 8 * a``, and sums are multiplied by ``unit``.
+    """
 
     bits: int
     outputs: int
@@ -30,10 +35,12 @@ class Packed:
     whole: NDArray[np.int64]  # [16 * tiles, blocks, 32], codes less 128 in 8 bits
     scale: Floats  # [16 * tiles, blocks]
     low: Floats
+    unit: Floats  # [16 * tiles]
 
 
-def random_matrix(seed: int, bits: int, outputs: int, inputs: int, parts: int = 1) -> Packed:
+def random_matrix(seed: int, form: int | str, outputs: int, inputs: int, parts: int = 1) -> Packed:
     rng = np.random.default_rng(seed)
+    bits = 4 if isinstance(form, str) else form
     tiles, blocks = parts * -(-(outputs // parts) // TILE), inputs // BLOCK
     codes = rng.integers(0, 256, (tiles, blocks, 64 * bits), dtype=np.uint8)
     codes[rng.random(codes.shape) < 0.2] = 0
@@ -51,6 +58,15 @@ def random_matrix(seed: int, bits: int, outputs: int, inputs: int, parts: int = 
     def by_output(values: Array) -> Floats:
         return values.astype(np.float32).transpose(0, 2, 1).reshape(tiles * TILE, blocks)
 
+    if form == BYTES:
+        upper = rng.uniform(-1, 1, (tiles, 2, TILE)).astype(np.float32).view(np.uint32) >> 16
+        unit, ratio = (upper << 16).view(np.float32).transpose(1, 0, 2).reshape(2, -1)
+        pairs = rng.integers(0, 65536, (tiles, blocks, TILE), dtype=np.uint16)
+        a, b = by_output(pairs & 255), by_output((pairs >> 8).astype(np.uint8).view(np.int8))
+        words = np.concatenate([upper.astype(np.uint16), pairs], axis=1)
+        low = fma(ratio[:, None], b, -8 * a)
+        return Packed(4, outputs, codes, words, whole, a, low, unit)
+
     return Packed(
         bits=bits,
         outputs=outputs,
@@ -59,6 +75,7 @@ def random_matrix(seed: int, bits: int, outputs: int, inputs: int, parts: int = 
         whole=whole,
         scale=by_output(scale),
         low=by_output(low) if bits == 4 else np.zeros((tiles * TILE, blocks), np.float32),
+        unit=np.ones(tiles * TILE, np.float32),
     )
 
 
@@ -80,7 +97,7 @@ def numpy_linear(x: Floats, packed: Packed) -> Floats:
         if packed.bits == 4:
             scaled_sum = s[:, b] * q[:, b].sum(axis=1).astype(np.float32)
             total = fma(packed.low[None, :, b], scaled_sum[:, None], total)
-    return total
+    return total * packed.unit
 
 
 def numpy_norm(x: Floats, gain: Floats, epsilon: float) -> Floats:

@@ -16,6 +16,7 @@ namespace {
 
 struct Case {
   int bits;
+  Scales kind;
   std::int64_t blocks, outputs, rows;
   bool swiglu;
 };
@@ -71,7 +72,7 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   const std::int64_t parts = at.swiglu ? 2 : 1;
   const std::int64_t pairs = (at.outputs + kTile - 1) / kTile;
   const std::int64_t inputs = at.blocks * kBlock;
-  Matrix matrix{at.bits, at.blocks, parts * pairs, nullptr, nullptr};
+  Matrix matrix{at.bits, at.blocks, parts * pairs, nullptr, nullptr, at.kind};
   const auto codes = random_values<std::uint8_t>(
       random, matrix.tiles * matrix.tile_codes(),
       [](std::mt19937& r) { return static_cast<std::uint8_t>(r()); });
@@ -157,15 +158,18 @@ int main() {
       continue;
     }
     ++compared;
-    for (int bits : {4, 8}) {
+    for (const int form : {4, 8, 0}) {
+      const int bits = form == 8 ? 8 : 4;
+      const Scales kind = form == 0 ? Scales::bytes : Scales::halves;
       for (bool swiglu : {false, true}) {
         for (std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
           for (std::int64_t blocks : {3, 4}) {
             for (std::int64_t outputs : {37, 64}) {
-              const Case at{bits, blocks, outputs, rows, swiglu};
+              const Case at{bits, kind, blocks, outputs, rows, swiglu};
               if (results(row_kernels(isa), at) == results(row_kernels(Isa::plain), at)) continue;
-              std::printf("%s differs from plain: %d bits, %d rows, %d blocks, swiglu %d\n", name,
-                          bits, static_cast<int>(rows), static_cast<int>(blocks), swiglu);
+              std::printf("%s differs from plain: %d bits%s, %d rows, %d blocks, swiglu %d\n", name,
+                          bits, form == 0 ? " (scales in bytes)" : "",
+                          static_cast<int>(rows), static_cast<int>(blocks), swiglu);
               return 1;
             }
           }

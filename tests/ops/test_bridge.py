@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.ops.linear_graphs import (
+    FORMATS,
     INSTRUCTION_SETS,
     Floats,
     Op,
@@ -24,10 +25,10 @@ HIDDEN = 96
 ONES = np.ones(HIDDEN, np.float32)
 
 
-def op_of(bits: int = 4, **attributes: object) -> Op:
+def op_of(form: int | str = 4, **attributes: object) -> Op:
     rng = np.random.default_rng(1)
     scale, bias = rng.standard_normal((2, HIDDEN)).astype(np.float32)
-    return bridge_op(random_matrix(2, bits, 40, 2 * HIDDEN), scale, bias, **attributes)
+    return bridge_op(random_matrix(2, form, 40, 2 * HIDDEN), scale, bias, **attributes)
 
 
 def run(op: Op, rows: int, *, threads: int = 1, **changed: Floats) -> list[Floats]:
@@ -38,11 +39,11 @@ def run(op: Op, rows: int, *, threads: int = 1, **changed: Floats) -> list[Float
 
 
 @pytest.mark.parametrize("isa", ["auto", "plain", *INSTRUCTION_SETS])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_definition(isa: str, bits: int) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_definition(isa: str, form: int | str) -> None:
     if isa in INSTRUCTION_SETS and not has(isa):
         pytest.skip(f"this CPU has no {isa}")
-    op, packed = op_of(bits, isa=isa), random_matrix(2, bits, 40, 2 * HIDDEN)
+    op, packed = op_of(form, isa=isa), random_matrix(2, form, 40, 2 * HIDDEN)
     y, new_residual = run(op, 11)
     residual, update, features = (rows_of(i, 20, HIDDEN)[:11] for i in range(3))
     total = residual + update
@@ -58,17 +59,17 @@ def test_definition(isa: str, bits: int) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_bits_depend_on_the_row_alone(bits: int) -> None:
-    alone = [run(op_of(bits), 20)] + [
-        run(op_of(bits, isa=isa), 20) for isa in ("plain", *INSTRUCTION_SETS) if has(isa)
+@pytest.mark.parametrize("form", FORMATS)
+def test_bits_depend_on_the_row_alone(form: int | str) -> None:
+    alone = [run(op_of(form), 20)] + [
+        run(op_of(form, isa=isa), 20) for isa in ("plain", *INSTRUCTION_SETS) if has(isa)
     ]
-    alone.append(run(op_of(bits), 20, threads=3))
+    alone.append(run(op_of(form), 20, threads=3))
     for found in alone[1:]:
         for a, b in zip(found, alone[0], strict=True):
             np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
     for rows in (1, 7, 9):
-        for a, b in zip(run(op_of(bits), rows), alone[0], strict=True):
+        for a, b in zip(run(op_of(form), rows), alone[0], strict=True):
             np.testing.assert_array_equal(a.view(np.uint32), b[:rows].view(np.uint32))
 
 

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto
 
 from tests.ops import attention_graphs
 from tests.ops.attention_graphs import Cache, chain
-from tests.ops.linear_graphs import Floats, has, random_matrix, rows_of
+from tests.ops.linear_graphs import BYTES, Floats, has, random_matrix, rows_of
 from tests.ops.one_graph import INSTRUCTION_SETS, Array, node_of, session_of
 
 Ints = NDArray[np.int32]
@@ -28,7 +28,8 @@ class Sizes:
     kv_heads: int = 2
     head_dim: int = 24
     ffn: int = 160
-    bits: tuple[int, int, int, int] = (4, 4, 4, 4)  # qkv, attention_output, gated, down
+    # Of qkv, attention_output, gated, down
+    forms: tuple[int | str, ...] = (4, 4, 4, 4)
     sequences: int = 1
     capacity: int = 200
 
@@ -52,22 +53,29 @@ class Sizes:
         found: dict[str, Array] = {}
         rng = np.random.default_rng(5)
 
-        def matrix(name: str, bits: int, outputs: int, inputs: int, parts: int = 1) -> None:
-            packed = random_matrix(len(found), bits, outputs, inputs, parts)
+        def matrix(name: str, form: int | str, outputs: int, inputs: int, parts: int = 1) -> None:
+            packed = random_matrix(len(found), form, outputs, inputs, parts)
             # Of a size that leaves the residual stream as it was, roughly.
-            scales = packed.scales.view(np.float16) * np.float16(0.1 / np.sqrt(inputs))
-            found[f"{name}.codes"], found[f"{name}.scales"] = packed.codes, scales.view(np.uint16)
+            if form == BYTES:
+                scales = packed.scales.copy()
+                units = (scales[:, 0].astype(np.uint32) << 16).view(np.float32)
+                units = units * np.float32(0.001 / np.sqrt(inputs))
+                scales[:, 0] = units.view(np.uint32) >> 16
+            else:
+                halves = packed.scales.view(np.float16) * np.float16(0.1 / np.sqrt(inputs))
+                scales = halves.view(np.uint16)
+            found[f"{name}.codes"], found[f"{name}.scales"] = packed.codes, scales
 
         def gain(name: str) -> None:
             found[name] = rng.uniform(0.5, 2, self.hidden).astype(np.float32)
 
         for layer in range(self.layers):
             gain(f"attention_gain.{layer}")
-            matrix(f"qkv.{layer}", self.bits[0], self.qkv, self.hidden)
-            matrix(f"attention_output.{layer}", self.bits[1], self.hidden, self.mixed)
+            matrix(f"qkv.{layer}", self.forms[0], self.qkv, self.hidden)
+            matrix(f"attention_output.{layer}", self.forms[1], self.hidden, self.mixed)
             gain(f"ffn_gain.{layer}")
-            matrix(f"gated.{layer}", self.bits[2], 2 * self.ffn, self.hidden, parts=2)
-            matrix(f"down.{layer}", self.bits[3], self.hidden, self.ffn)
+            matrix(f"gated.{layer}", self.forms[2], 2 * self.ffn, self.hidden, parts=2)
+            matrix(f"down.{layer}", self.forms[3], self.hidden, self.ffn)
         return found
 
 
@@ -103,7 +111,7 @@ def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodePr
             "NormLinear",
             [x, added, f"attention_gain.{i}", *packed(f"qkv.{i}")],
             [f"qkv_out.{i}", f"first.{i}"],
-            bits=sizes.bits[0],
+            bits=8 if sizes.forms[0] == 8 else 4,
             outputs=sizes.qkv,
             epsilon=1e-5,
         )
@@ -118,7 +126,7 @@ def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodePr
             "Linear",
             [f"mixed.{i}", *packed(f"attention_output.{i}")],
             [f"attended.{i}"],
-            bits=sizes.bits[1],
+            bits=8 if sizes.forms[1] == 8 else 4,
             outputs=sizes.hidden,
         )
         x, added = "new_residual" if end else f"second.{i}", "new_update" if end else f"fed.{i}"
@@ -126,7 +134,7 @@ def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodePr
             "NormLinear",
             [f"first.{i}", f"attended.{i}", f"ffn_gain.{i}", *packed(f"gated.{i}")],
             [f"gated_out.{i}", x],
-            bits=sizes.bits[2],
+            bits=8 if sizes.forms[2] == 8 else 4,
             outputs=2 * sizes.ffn,
             epsilon=1e-5,
             activation="swiglu",
@@ -135,7 +143,7 @@ def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodePr
             "Linear",
             [f"gated_out.{i}", *packed(f"down.{i}")],
             [added],
-            bits=sizes.bits[3],
+            bits=8 if sizes.forms[3] == 8 else 4,
             outputs=sizes.hidden,
         )
     return nodes
@@ -193,11 +201,13 @@ def compare(sizes: Sizes, *, update: bool, threads: int, isa: str = "auto") -> N
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("update", [True, False])
-@pytest.mark.parametrize("bits", [(4, 4, 4, 4), (8, 4, 4, 8), (4, 8, 8, 4)], ids=str)
+@pytest.mark.parametrize(
+    "forms", [(4, 4, 4, 4), (8, 4, 4, 8), (4, 8, 8, 4), (BYTES,) * 4, (4, BYTES, 8, BYTES)], ids=str
+)
 def test_the_bits_of_the_nodes_it_stands_for(
-    bits: tuple[int, int, int, int], update: bool, threads: int
+    forms: tuple[int | str, ...], update: bool, threads: int
 ) -> None:
-    compare(Sizes(layers=3, bits=bits), update=update, threads=threads)
+    compare(Sizes(layers=3, forms=forms), update=update, threads=threads)
 
 
 @pytest.mark.parametrize("isa", ["plain", *INSTRUCTION_SETS])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.ops.linear_graphs import Packed, embedding_op, random_matrix
+from tests.ops.linear_graphs import FORMATS, Packed, embedding_op, random_matrix
 
 VOCABULARY = 75  # not whole tiles
 
@@ -15,12 +15,13 @@ VOCABULARY = 75  # not whole tiles
 def dequantised(packed: Packed) -> np.ndarray:
     low = packed.low[:, :, None]
     values = packed.scale[:, :, None] * packed.whole.astype(np.float32)
-    return (values + low if packed.bits == 4 else values).reshape(len(packed.whole), -1)
+    values = values + low if packed.bits == 4 else values
+    return (packed.unit[:, None, None] * values).reshape(len(packed.whole), -1)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_definition(bits: int) -> None:
-    packed = random_matrix(1, bits, VOCABULARY, 96)
+@pytest.mark.parametrize("form", FORMATS)
+def test_definition(form: int | str) -> None:
+    packed = random_matrix(1, form, VOCABULARY, 96)
     tokens = np.random.default_rng(2).permutation(VOCABULARY)
     (found,) = embedding_op(packed).session().run(None, {"tokens": tokens[None]})
     np.testing.assert_array_equal(found[0], dequantised(packed)[tokens])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.ops.linear_graphs import (
+    FORMATS,
     INSTRUCTION_SETS,
     Floats,
     Op,
@@ -32,12 +33,12 @@ def assert_same_bits(a: Floats, b: Floats) -> None:
 
 
 @pytest.mark.parametrize("isa", ["auto", "plain", *INSTRUCTION_SETS])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_definition(isa: str, bits: int, outputs: int, inputs: int) -> None:
+def test_definition(isa: str, form: int | str, outputs: int, inputs: int) -> None:
     if isa in INSTRUCTION_SETS and not has(isa):
         pytest.skip(f"this CPU has no {isa}")
-    packed = random_matrix(bits, bits, outputs, inputs)
+    packed = random_matrix(4, form, outputs, inputs)
     x = rows_of(1, 5, inputs)
     expected = numpy_linear(x, packed)[:, :outputs]
     found = run(linear_op(packed, isa=isa), x)
@@ -47,12 +48,12 @@ def test_definition(isa: str, bits: int, outputs: int, inputs: int) -> None:
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("bits", [4, 8])
-def test_every_instruction_set_gives_the_same_bits(isa: str, bits: int) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_instruction_set_gives_the_same_bits(isa: str, form: int | str) -> None:
     if not has(isa):
         pytest.skip(f"this CPU has no {isa}")
     for outputs, inputs in SHAPES:
-        packed = random_matrix(3, bits, outputs, inputs)
+        packed = random_matrix(3, form, outputs, inputs)
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 13):
             x = rows_of(rows, rows, inputs)
             plain = run(linear_op(packed, isa="plain"), x)
@@ -60,15 +61,15 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ["plain", *INSTRUCTION_SETS])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_extremes_do_not_overflow(isa: str, bits: int) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_extremes_do_not_overflow(isa: str, form: int | str) -> None:
     if isa in INSTRUCTION_SETS and not has(isa):
         pytest.skip(f"this CPU has no {isa}")
-    packed = random_matrix(3, bits, 16, 64)
-    ends = 15 if bits == 4 else 255
+    packed = random_matrix(3, form, 16, 64)
+    ends = 15 if packed.bits == 4 else 255
     for code in (0, ends):
-        byte = code * 17 if bits == 4 else code
-        whole = np.full_like(packed.whole, code if bits == 4 else code - 128)
+        byte = code * 17 if packed.bits == 4 else code
+        whole = np.full_like(packed.whole, code if packed.bits == 4 else code - 128)
         full = replace(packed, codes=np.full_like(packed.codes, byte), whole=whole)
         for sign in (-1, 1):
             x = np.full((2, 64), sign * 3, np.float32)
@@ -77,9 +78,9 @@ def test_extremes_do_not_overflow(isa: str, bits: int) -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_row_is_computed_by_itself(bits: int) -> None:
-    packed = random_matrix(5, bits, 90, 160)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_row_is_computed_by_itself(form: int | str) -> None:
+    packed = random_matrix(5, form, 90, 160)
     x = rows_of(6, 40, 160)
     session = linear_op(packed).session()
     alone = np.concatenate([session.run(None, {"x": x[None, i : i + 1]})[0][0] for i in range(40)])
@@ -87,10 +88,10 @@ def test_a_row_is_computed_by_itself(bits: int) -> None:
         assert_same_bits(session.run(None, {"x": x[None, :rows]})[0][0], alone[:rows])
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("rows", [1, 8, 130])
-def test_threads_do_not_change_bits(bits: int, rows: int) -> None:
-    packed = random_matrix(5, bits, 1000, 576)
+def test_threads_do_not_change_bits(form: int | str, rows: int) -> None:
+    packed = random_matrix(5, form, 1000, 576)
     x = rows_of(6, rows, 576)
     op = linear_op(packed)
     assert_same_bits(run(op, x, threads=1), run(op, x, threads=3))

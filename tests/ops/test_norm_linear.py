@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.ops.linear_graphs import (
+    FORMATS,
     INSTRUCTION_SETS,
     Floats,
     Op,
@@ -39,12 +40,12 @@ def assert_same_bits(a: Floats, b: Floats) -> None:
 
 
 @pytest.mark.parametrize("isa", ["auto", "plain", *INSTRUCTION_SETS])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("update", [True, False])
-def test_definition(isa: str, bits: int, update: bool) -> None:
+def test_definition(isa: str, form: int | str, update: bool) -> None:
     if isa in INSTRUCTION_SETS and not has(isa):
         pytest.skip(f"this CPU has no {isa}")
-    packed = random_matrix(1, bits, 40, WIDTH)
+    packed = random_matrix(1, form, 40, WIDTH)
     gain = gain_of(WIDTH)
     residual, added = rows_of(2, 11, WIDTH), rows_of(3, 11, WIDTH) if update else None
     op = norm_linear_op(packed, gain, update=update, isa=isa)
@@ -58,12 +59,12 @@ def test_definition(isa: str, bits: int, update: bool) -> None:
 
 
 @pytest.mark.parametrize("isa", ["auto", "plain", *INSTRUCTION_SETS])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("ffn", [16, 24, 70])
-def test_swiglu(isa: str, bits: int, ffn: int) -> None:
+def test_swiglu(isa: str, form: int | str, ffn: int) -> None:
     if isa in INSTRUCTION_SETS and not has(isa):
         pytest.skip(f"this CPU has no {isa}")
-    packed = random_matrix(4, bits, 2 * ffn, WIDTH, parts=2)
+    packed = random_matrix(4, form, 2 * ffn, WIDTH, parts=2)
     gain = gain_of(WIDTH)
     op = norm_linear_op(packed, gain, activation="swiglu", isa=isa)
     # From small sums to those at which exp is clamped.
@@ -77,12 +78,14 @@ def test_swiglu(isa: str, bits: int, ffn: int) -> None:
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("activation", ["none", "swiglu"])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_every_instruction_set_gives_the_same_bits(isa: str, activation: str, bits: int) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_instruction_set_gives_the_same_bits(
+    isa: str, activation: str, form: int | str
+) -> None:
     if not has(isa):
         pytest.skip(f"this CPU has no {isa}")
     for width in (32, 96, 576):
-        packed = random_matrix(3, bits, 72, width, parts=2 if activation == "swiglu" else 1)
+        packed = random_matrix(3, form, 72, width, parts=2 if activation == "swiglu" else 1)
         for rows in (1, 2, 8, 13):
             # Small gains too: the gates' sums lie on both sides of zero.
             gain = gain_of(width) * np.float32(10.0 ** (rows % 3 - 2))
