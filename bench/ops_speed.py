@@ -1,6 +1,6 @@
 """Microseconds of the ops Linear and NormLinear at SmolLM2's shapes, by width.
 
-    python -m bench.ops_speed [--threads 2] [--isa avx2] [--json FILE]
+    python -m bench.ops_speed [--threads 2] [--isa avx2] [--scales halves] [--json FILE]
 
 Each op is a chain of nodes with weights of their own, more than the caches hold, as in a model's
 step; the time of a node is that of the chain divided by its length. Widths take turns. Printed are
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,20 @@ class Op:
     activation: str = "none"
 
     @property
-    def bytes(self) -> int:
-        return -(-self.outputs // 16) * (self.inputs // 32) * (320 if self.bits == 4 else 544)
+    def tiles(self) -> int:
+        return -(-self.outputs // 16)
+
+    @property
+    def blocks(self) -> int:
+        return self.inputs // 32
+
+    def scales(self, byte_scales: bool) -> tuple[int, ...]:
+        """The shape of the 16-bit words that hold them."""
+        if self.bits == 8:
+            return self.tiles, self.blocks, 16
+        if byte_scales:
+            return self.tiles, 2 + self.blocks, 16
+        return self.tiles, self.blocks, 2, 16
 
     @property
     def columns(self) -> int:
@@ -56,17 +69,17 @@ OPS = (
 class Chain:
     """A session of nodes that all read the same input, each with its own weights."""
 
-    def __init__(self, op: Op, threads: int, isa: str) -> None:
+    def __init__(self, op: Op, threads: int, isa: str, byte_scales: bool) -> None:
         self.op = op
-        self.length = max(2, -(-CHAIN_BYTES // op.bytes))
+        shape = op.scales(byte_scales)
+        self.bytes = op.tiles * op.blocks * 64 * op.bits + 2 * math.prod(shape)
+        self.length = max(2, -(-CHAIN_BYTES // self.bytes))
         rng = np.random.default_rng(0)
         operands = ["residual", "update"] if op.name == "NormLinear" else ["x"]
         nodes, initializers = [], []
         for i in range(self.length):
-            tiles, blocks = -(-op.outputs // 16), op.inputs // 32
-            codes = rng.integers(0, 256, (tiles, blocks, 64 * op.bits), dtype=np.uint8)
-            halves = (tiles, blocks, 2, 16) if op.bits == 4 else (tiles, blocks, 16)
-            scales = rng.uniform(-0.01, 0.01, halves).astype(np.float16).view(np.uint16)
+            codes = rng.integers(0, 256, (op.tiles, op.blocks, 64 * op.bits), dtype=np.uint8)
+            scales = rng.uniform(-0.01, 0.01, shape).astype(np.float16).view(np.uint16)
             weights = {f"codes{i}": codes, f"scales{i}": scales}
             node = helper.make_node(op.name, [], [f"y{i}"], domain="specdec", bits=op.bits, isa=isa)
             node.attribute.append(helper.make_attribute("outputs", op.outputs))
@@ -123,7 +136,7 @@ def main() -> None:
     print(f"{'':20}" + "".join(f"{width:>26d}" for width in arguments.widths))
     table: dict[str, dict[int, tuple[float, float]]] = {}
     for op in OPS:
-        chain = Chain(op, arguments.threads, arguments.isa)
+        chain = Chain(op, arguments.threads, arguments.isa, arguments.scales == "bytes")
         bindings = {width: chain.bind(width) for width in arguments.widths}
         times: dict[int, list[float]] = {width: [] for width in bindings}
         for turn in range(arguments.turns + 1):
@@ -134,7 +147,7 @@ def main() -> None:
         row = {width: (float(np.median(us)), min(us)) for width, us in times.items()}
         table[op.part] = row
         cells = (
-            f"{median:10.1f}{least:9.1f} ({op.bytes / least / 1e3:4.1f})"
+            f"{median:10.1f}{least:9.1f} ({chain.bytes / least / 1e3:4.1f})"
             for median, least in row.values()
         )
         print(f"{op.part:20}" + "".join(cells), flush=True)
@@ -147,6 +160,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", default="auto", help="avx512, avx2, neon or plain")
+    parser.add_argument("--scales", choices=("halves", "bytes"), default="bytes", help="in 4 bits")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write median and least there")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Layouts ``fused``: the written graph, read by its definition, against the checkpoint's weights."""
+"""Layouts ``fused``: the written graph, by its definition, against the checkpoint's weights."""
 
 from __future__ import annotations
 
