@@ -17,13 +17,17 @@ using lanes::convert;
 using lanes::exp2_nonpositive;
 using lanes::Floats;
 using lanes::Ints;
+using lanes::kWide;
 using lanes::kWidth;
 using lanes::load;
+using lanes::load_sixteen;
 using lanes::load_part;
 using lanes::load_wide;
 using lanes::select;
+using lanes::split;
 using lanes::store;
 using lanes::store_part;
+using lanes::WideFloats;
 using lanes::Words;
 
 constexpr std::int32_t kPair = 2 * kWidth;
@@ -37,13 +41,14 @@ inline double sum_of(std::int32_t n, const Term& term) {
   double total = 0;
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
     const std::int32_t end = std::min(n, begin + kBlock);
-    Floats a{};
-    Floats b{};
+    WideFloats pair{};
     std::int32_t i = begin;
-    for (; i + kPair <= end; i += kPair) {
-      a = a + term(i, [](const float* x) { return load(x); });
-      b = b + term(i + kWidth, [](const float* x) { return load(x); });
+    for (; i + kWide <= end; i += kWide) {
+      pair = pair + term(i, [](const float* x) { return load_sixteen(x); });
     }
+    Floats a;
+    Floats b;
+    split(pair, a, b);
     for (; i < end; i += kWidth) {
       const std::int32_t count = std::min(kWidth, end - i);
       if (count == kWidth) {
@@ -195,26 +200,28 @@ double sum(const float* x, std::int32_t n) {
 
 SPECDEC_CLONES
 double sum_at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks) {
-  const Floats bar = all<Floats>(threshold);
+  const WideFloats bar = all<WideFloats>(threshold);
   double total = 0;
-  Floats part{};
+  WideFloats part{};
   std::int32_t added = 0;  // blocks in `part`
   const auto flush = [&] {
-    for (int j = 0; j < kWidth; ++j) total += part[j];
-    part = Floats{};
+    for (int j = 0; j < kWide; ++j) total += part[j];
+    part = WideFloats{};
     added = 0;
+  };
+  const auto add = [&](const float* from) {
+    const WideFloats values = load_sixteen(from);
+    part = part + select(values >= bar, values, WideFloats{});
   };
   for (std::int32_t begin = 0; begin < n; begin += kMaximaBlock) {
     if (!reaches(blocks, begin)) continue;
     const std::int32_t end = std::min(n, begin + kMaximaBlock);
     std::int32_t i = begin;
-    for (; i + kWidth <= end; i += kWidth) {
-      const Floats value = load(x + i);
-      part = part + select(value >= bar, value, Floats{});
-    }
+    for (; i + kWide <= end; i += kWide) add(x + i);
     if (i < end) {
-      const Floats value = load_part(x + i, end - i);
-      part = part + select(value >= bar, value, Floats{});
+      float rest[kWide] = {};
+      std::copy_n(x + i, end - i, rest);
+      add(rest);
     }
     if (++added == kBlock / kMaximaBlock) flush();
   }
@@ -224,21 +231,20 @@ double sum_at_least(const float* x, std::int32_t n, float threshold, const Block
 
 SPECDEC_CLONES
 double exp2_shifted(const float* x, std::int32_t n, float shift, float scale, float* out) {
-  const auto exp = [=](const Floats& value) { return exp2_nonpositive((value - shift) * scale); };
+  const auto exp = [=](const auto& value) { return exp2_nonpositive((value - shift) * scale); };
   double total = 0;
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
     const std::int32_t end = std::min(n, begin + kBlock);
-    Floats a{};
-    Floats b{};
+    WideFloats pair{};
     std::int32_t i = begin;
-    for (; i + kPair <= end; i += kPair) {
-      const Floats first = exp(load(x + i));
-      const Floats second = exp(load(x + i + kWidth));
-      store(first, out + i);
-      store(second, out + i + kWidth);
-      a = a + first;
-      b = b + second;
+    for (; i + kWide <= end; i += kWide) {
+      const WideFloats values = exp(load_sixteen(x + i));
+      store(values, out + i);
+      pair = pair + values;
     }
+    Floats a;
+    Floats b;
+    split(pair, a, b);
     for (; i < end; i += kWidth) {
       const std::int32_t count = std::min(kWidth, end - i);
       const Floats value = exp(load_part(x + i, count));
@@ -269,8 +275,8 @@ double exp2_sum(const float* x, std::int32_t n, float shift, float scale) {
 SPECDEC_CLONES
 double overlap(const float* x, float a, const float* y, float b, std::int32_t n) {
   return sum_of(n, [=](std::int32_t i, auto part) {
-    const Floats p = part(x + i) * a;
-    const Floats q = part(y + i) * b;
+    const auto p = part(x + i) * a;
+    const auto q = part(y + i) * b;
     return select(p < q, p, q);
   });
 }

@@ -3,9 +3,12 @@
 #include <cstdint>
 #include <cstring>
 
-// Eight values that are worked on at once. Loops over plain arrays would say the same, but what a
-// compiler makes of those depends on its flags and version; what it makes of these does not.
-// Lane by lane the arithmetic is that of the scalar type, on every instruction set.
+// Eight values that are worked on at once, or sixteen. Loops over plain arrays would say the same,
+// but what a compiler makes of those depends on its flags and version; what it makes of these does
+// not. Lane by lane the arithmetic is that of the scalar type, on every instruction set.
+//
+// Sixteen are for loops that do much with each value and little else: where an instruction takes
+// as many, there are half as many of them.
 
 #if defined(__GNUC__)  // GCC and Clang
 // Such values are passed between inlined functions only: how a real call would pass them is no
@@ -16,6 +19,7 @@
 namespace specdec::lanes {
 
 constexpr int kWidth = 8;
+constexpr int kWide = 16;
 
 #if defined(__GNUC__) && !defined(SPECDEC_PLAIN_LANES)
 
@@ -23,6 +27,9 @@ using Floats = float __attribute__((vector_size(32)));
 using Ints = std::int32_t __attribute__((vector_size(32)));
 using Words = std::uint32_t __attribute__((vector_size(32)));
 using Longs = std::uint64_t __attribute__((vector_size(64)));
+using WideFloats = float __attribute__((vector_size(64)));
+using WideInts = std::int32_t __attribute__((vector_size(64)));
+using WideWords = std::uint32_t __attribute__((vector_size(64)));
 
 template <class To, class From>
 inline To convert(const From& from) {
@@ -35,28 +42,31 @@ inline Value select(const Mask& mask, const Value& yes, const Value& no) {
 
 #else
 
-template <class T>
+template <class T, int N>
 struct Lanes {
-  T lane[kWidth];
+  T lane[N];
   T& operator[](int j) { return lane[j]; }
   T operator[](int j) const { return lane[j]; }
 };
-using Floats = Lanes<float>;
-using Ints = Lanes<std::int32_t>;
-using Words = Lanes<std::uint32_t>;
-using Longs = Lanes<std::uint64_t>;
+using Floats = Lanes<float, kWidth>;
+using Ints = Lanes<std::int32_t, kWidth>;
+using Words = Lanes<std::uint32_t, kWidth>;
+using Longs = Lanes<std::uint64_t, kWidth>;
+using WideFloats = Lanes<float, kWide>;
+using WideInts = Lanes<std::int32_t, kWide>;
+using WideWords = Lanes<std::uint32_t, kWide>;
 
 #define SPECDEC_LANES_OPERATOR(op)                                                   \
-  template <class T>                                                                 \
-  inline auto operator op(const Lanes<T>& a, const Lanes<T>& b) {                    \
-    Lanes<decltype(+(a.lane[0] op b.lane[0]))> result{};                             \
-    for (int j = 0; j < kWidth; ++j) result.lane[j] = a.lane[j] op b.lane[j];        \
+  template <class T, int N>                                                          \
+  inline auto operator op(const Lanes<T, N>& a, const Lanes<T, N>& b) {              \
+    Lanes<decltype(+(a.lane[0] op b.lane[0])), N> result{};                          \
+    for (int j = 0; j < N; ++j) result.lane[j] = a.lane[j] op b.lane[j];             \
     return result;                                                                   \
   }                                                                                  \
-  template <class T, class S>                                                        \
-  inline auto operator op(const Lanes<T>& a, S s) {                                  \
-    Lanes<T> b{};                                                                    \
-    for (int j = 0; j < kWidth; ++j) b.lane[j] = static_cast<T>(s);                  \
+  template <class T, int N, class S>                                                 \
+  inline auto operator op(const Lanes<T, N>& a, S s) {                               \
+    Lanes<T, N> b{};                                                                 \
+    for (int j = 0; j < N; ++j) b.lane[j] = static_cast<T>(s);                       \
     return a op b;                                                                   \
   }
 SPECDEC_LANES_OPERATOR(+)
@@ -74,24 +84,25 @@ SPECDEC_LANES_OPERATOR(>=)
 SPECDEC_LANES_OPERATOR(==)
 #undef SPECDEC_LANES_OPERATOR
 
-template <class T>
-inline Lanes<T> operator-(const Lanes<T>& a) {
+template <class T, int N>
+inline Lanes<T, N> operator-(const Lanes<T, N>& a) {
   return a * static_cast<T>(-1);
 }
-template <class T>
-inline Lanes<T> operator~(const Lanes<T>& a) {
+template <class T, int N>
+inline Lanes<T, N> operator~(const Lanes<T, N>& a) {
   return a ^ static_cast<T>(~T{0});
 }
-template <class To, class From>
-inline To convert(const Lanes<From>& from) {
+template <class To, class From, int N>
+inline To convert(const Lanes<From, N>& from) {
   To to{};
-  for (int j = 0; j < kWidth; ++j) to[j] = static_cast<decltype(+to[j])>(from.lane[j]);
+  for (int j = 0; j < N; ++j) to[j] = static_cast<decltype(+to[j])>(from.lane[j]);
   return to;
 }
-template <class M, class T>
-inline Lanes<T> select(const Lanes<M>& mask, const Lanes<T>& yes, const Lanes<T>& no) {
-  Lanes<T> result{};
-  for (int j = 0; j < kWidth; ++j) result.lane[j] = mask.lane[j] ? yes.lane[j] : no.lane[j];
+template <class M, class T, int N>
+inline Lanes<T, N> select(const Lanes<M, N>& mask, const Lanes<T, N>& yes,
+                          const Lanes<T, N>& no) {
+  Lanes<T, N> result{};
+  for (int j = 0; j < N; ++j) result.lane[j] = mask.lane[j] ? yes.lane[j] : no.lane[j];
   return result;
 }
 
@@ -107,8 +118,9 @@ inline To bits_as(const From& from) {
 
 template <class V, class T>
 inline V all(T value) {
+  constexpr int count = static_cast<int>(sizeof(V) / sizeof(T));
   V result{};
-  for (int j = 0; j < kWidth; ++j) result[j] = value;
+  for (int j = 0; j < count; ++j) result[j] = value;
   return result;
 }
 
@@ -132,13 +144,27 @@ inline Floats load(const float* from) {
   std::memcpy(&result, from, sizeof(result));
   return result;
 }
+inline WideFloats load_sixteen(const float* from) {
+  WideFloats result;
+  std::memcpy(&result, from, sizeof(result));
+  return result;
+}
 inline Words load(const std::uint32_t* from) {
   Words result;
   std::memcpy(&result, from, sizeof(result));
   return result;
 }
 inline void store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof(from)); }
+inline void store(const WideFloats& from, float* to) { std::memcpy(to, &from, sizeof(from)); }
 inline void store(const Words& from, std::uint32_t* to) { std::memcpy(to, &from, sizeof(from)); }
+
+// The first and the last eight.
+inline void split(const WideFloats& from, Floats& first, Floats& last) {
+  float values[kWide];
+  store(from, values);
+  first = load(values);
+  last = load(values + kWidth);
+}
 
 // The first n < kWidth values, the others zero; and back.
 inline Floats load_part(const float* from, std::int32_t n) {
