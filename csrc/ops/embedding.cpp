@@ -61,10 +61,8 @@ class Embedding final : public Kernel {
     const std::uint16_t* scales = matrix.scales + tile * matrix.tile_scales();
     const BlockScales kept(scales);
     for (std::int64_t block = 0; block < matrix.blocks; ++block, y += kBlock) {
-      const ScaleAndMinimum of_block = kept.of(scales, c);
-      const auto value = [&](int code) {
-        return kept.finish(of_block.scale * static_cast<float>(code) + of_block.minimum, c);
-      };
+      const auto of_block = kept.of(scales, c);
+      const auto value = [&](int code) { return kept.weight(of_block, code, c); };
       for (std::int64_t k = 0; k < kBlock / 2; ++k) {
         const int both = codes[k / 4 * 64 + k % 4];
         y[k] = value(both & 15);

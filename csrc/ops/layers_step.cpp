@@ -24,7 +24,8 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
                 scratch.codes + first * kBlock,
                 scratch.scales + first,
                 scratch.scaled_sums + first,
-                scratch.shifted_sums + first};
+                scratch.shifted_sums + first,
+                scratch.pair_sums + first};
   };
   hidden_rows_ = part(0, shape.hidden);
   mixed_rows_ = part(0, shape.mixed);

@@ -131,8 +131,11 @@ Rows rows_in_scratch(std::int64_t rows, std::int64_t blocks) {
   thread_local std::vector<std::int32_t> integers;
   codes.resize(std::max(codes.size(), scales * static_cast<std::size_t>(kBlock)));
   floats.resize(std::max(floats.size(), 2 * scales));
-  integers.resize(std::max(integers.size(), scales));
-  return {rows, blocks, codes.data(), floats.data(), floats.data() + scales, integers.data()};
+  integers.resize(std::max(integers.size(), 2 * scales));
+  return {rows,          blocks,
+          codes.data(),  floats.data(),
+          floats.data() + scales, integers.data(),
+          integers.data() + scales};
 }
 
 Declaration linear() {

@@ -24,6 +24,7 @@ struct TileAndGroup {
   const float* s;
   const float* scaled_sums;
   const std::int32_t* shifted_sums;
+  const std::int32_t* pair_sums;
   std::int64_t blocks;
 };
 
@@ -56,6 +57,7 @@ inline void round_row(const Rows& rows, const Group& group, std::int64_t row, co
     rows.scales[at] = s;
     rows.scaled_sums[at] = s * static_cast<float>(sum);
     rows.shifted_sums[at] = -128 * sum;
+    rows.pair_sums[at] = 65536 * sum + (-8 * sum & 0xFFFF);
   }
 }
 
@@ -164,6 +166,7 @@ inline void tile_product(const TileProducts& products, const Matrix& matrix, std
                           rows.scales + start,
                           rows.scaled_sums + start,
                           rows.shifted_sums + start,
+                          rows.pair_sums + start,
                           rows.blocks};
   products.of_rows[group.count - 1](both, sums);
 }

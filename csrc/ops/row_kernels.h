@@ -12,8 +12,9 @@
 // the sum over blocks in ascending order, in float:
 //   4 bits: acc = fma(s * scale, dot(q, codes), acc); acc = fma(minimum, s * sum(q), acc)
 //   8 bits: acc = fma(s * scale, dot(q, codes - 128), acc)
-// and with scales in bytes it is that of 4 bits with scale = a and minimum = ratio * b - 8 * a, times
-// unit at the end: so a row's bits depend on nothing but the row and the matrix.
+//   4 bits, scales in bytes: acc = fma(s, 16 * a * dot(q, codes - 8) + ratio * b * sum(q), acc), with
+//     integers up to the conversion of their sum to float, and acc * unit at the end
+// so a row's bits depend on nothing but the row and the matrix.
 
 namespace specdec::ops {
 
@@ -33,8 +34,9 @@ enum class Scales {
 // in the high half. In scales come the 16 scales, then, for 4 bits, the 16 minima.
 //
 // Scales in bytes, 4 bits: scales[tiles, 2 + blocks, 16]. First the upper halves of 16 floats, the
-// units, and of 16 more, the ratios; then for each block 16 words, 256 * b + a with a from 0 to 255 and
-// b from -128 to 127. A weight is unit * (a * (code - 8) + ratio * b).
+// units, and 16 ratios, from 0 to 258; then for each block 16 words, 256 * b + a with a from 0 to 255
+// and b from -127 to 127. A weight is unit * (16 * a * (code - 8) + ratio * b): with any input of 8 bits,
+// a block's dot(q, codes - 8) and ratio * b fit 16 bits, and the integer that is added 32.
 struct Matrix {
   int bits;
   std::int64_t blocks;
@@ -64,6 +66,7 @@ struct Rows {
   float* scales;               // s
   float* scaled_sums;          // s * sum(q)
   std::int32_t* shifted_sums;  // -128 * sum(q)
+  std::int32_t* pair_sums;     // 65536 * sum(q), and in the lower 16 bits -8 * sum(q)
 
   std::int64_t groups() const { return (rows + kGroup - 1) / kGroup; }
   std::int64_t first(std::int64_t group) const { return rows * group / groups(); }

@@ -30,49 +30,62 @@ inline __m256i load_codes(const std::uint8_t* codes) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
 }
 
-struct ScaleAndMinimum {
-  __m256 scale, minimum;
-};
-
-// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them. Made
-// with the first of 8 outputs, and left at those of its first block.
+// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them, what is
+// read of one, and how a sum of products is added. Made with the first of 8 outputs, and left at those
+// of its first block.
 struct HalfScales {
   static constexpr std::int64_t kWords = 2 * kTile;  // of a block
+  struct OfBlock {
+    __m256 scale, minimum;
+  };
 
   explicit HalfScales(const std::uint16_t*& scales) { static_cast<void>(scales); }
 
-  ScaleAndMinimum of(const std::uint16_t* scales) const {
+  OfBlock of(const std::uint16_t* scales) const {
     return {eight_halves(scales), eight_halves(scales + kTile)};
   }
-  __m256 finish(__m256 total) const { return total; }
+  static __m256 add(__m256 total, __m256i dot, const OfBlock& of_block, const TileAndGroup& at,
+                    std::int64_t row) {
+    const __m256 both = _mm256_mul_ps(_mm256_set1_ps(at.s[row]), of_block.scale);
+    total = _mm256_fmadd_ps(both, _mm256_cvtepi32_ps(dot), total);
+    return _mm256_fmadd_ps(of_block.minimum, _mm256_set1_ps(at.scaled_sums[row]), total);
+  }
+  static __m256 finish(__m256 total) { return total; }
 };
 
 struct ByteScales {
   static constexpr std::int64_t kWords = kTile;
+  using OfBlock = __m256i;  // pairs of 16 bits: 16 * a and ratio * b
 
   explicit ByteScales(const std::uint16_t*& scales)
-      : unit(upper_halves(scales)), ratio(upper_halves(scales + kTile)) {
+      : unit(_mm256_castsi256_ps(_mm256_slli_epi32(load_words(scales), 16))),
+        ratio(load_words(scales + kTile)) {
     scales += 2 * kTile;
   }
 
-  ScaleAndMinimum of(const std::uint16_t* scales) const {
-    const __m256i words = _mm256_cvtepi16_epi32(load_words(scales));
+  OfBlock of(const std::uint16_t* scales) const {
+    const __m256i words = load_words(scales);
     const __m256i a = _mm256_and_si256(words, _mm256_set1_epi32(0xFF));
-    const __m256 b = _mm256_cvtepi32_ps(_mm256_srai_epi32(words, 8));
-    const __m256 middle = _mm256_cvtepi32_ps(_mm256_slli_epi32(a, 3));
-    return {_mm256_cvtepi32_ps(a), _mm256_fmsub_ps(ratio, b, middle)};
+    const __m256i b = _mm256_srai_epi32(_mm256_slli_epi32(words, 16), 24);
+    const __m256i scaled = _mm256_madd_epi16(b, ratio);
+    return _mm256_or_si256(_mm256_slli_epi32(a, 4), _mm256_slli_epi32(scaled, 16));
+  }
+  // The dot of codes - 8 in the lower halves, the row's sum in the upper ones: it is one product.
+  static __m256 add(__m256 total, __m256i dot, const OfBlock& of_block, const TileAndGroup& at,
+                    std::int64_t row) {
+    const __m256i sum = _mm256_set1_epi32(at.pair_sums[row]);
+    const __m256i pair = _mm256_blend_epi16(_mm256_add_epi32(dot, sum), sum, 0xAA);
+    const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(pair, of_block));
+    return _mm256_fmadd_ps(_mm256_set1_ps(at.s[row]), whole, total);
   }
   __m256 finish(__m256 total) const { return _mm256_mul_ps(unit, total); }
 
-  static __m128i load_words(const std::uint16_t* scales) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales));
-  }
-  static __m256 upper_halves(const std::uint16_t* scales) {
-    const __m256i words = _mm256_cvtepu16_epi32(load_words(scales));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  static __m256i load_words(const std::uint16_t* scales) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
   }
 
-  __m256 unit, ratio;
+  __m256 unit;
+  __m256i ratio;
 };
 
 // Rows `first` to first + kCount of kRows, outputs 8 * half to 8 * half + 7.
@@ -102,14 +115,11 @@ void part4(const TileAndGroup& at, int first, int half, float* sums) {
         dot[r] = _mm256_add_epi16(dot[r], _mm256_maddubs_epi16(high, four_codes(row + 16)));
       }
     }
-    const ScaleAndMinimum of_block = kept.of(scales);
+    const auto of_block = kept.of(scales);
 #pragma GCC unroll 4
     for (int r = 0; r < kCount; ++r) {
-      const std::int64_t row = block * kRows + first + r;
-      const __m256 both = _mm256_mul_ps(_mm256_set1_ps(at.s[row]), of_block.scale);
-      const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(dot[r], ones));
-      total[r] = _mm256_fmadd_ps(both, whole, total[r]);
-      total[r] = _mm256_fmadd_ps(of_block.minimum, _mm256_set1_ps(at.scaled_sums[row]), total[r]);
+      const __m256i whole = _mm256_madd_epi16(dot[r], ones);
+      total[r] = BlockScales::add(total[r], whole, of_block, at, block * kRows + first + r);
     }
   }
   for (int r = 0; r < kCount; ++r) {

@@ -36,66 +36,83 @@ inline __m512i add_dots(__m512i sum, __m512i weights, const std::int8_t* x) {
 #endif
 }
 
-struct ScaleAndMinimum {
-  __m512 scale, minimum;
-};
-
-// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them.
+// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them, what is
+// read of one, what a sum of products starts from, and how it is added.
 struct HalfScales {
   static constexpr std::int64_t kWords = 2 * kTile;  // of a block
+  struct OfBlock {
+    __m512 scale, minimum;
+  };
 
   explicit HalfScales(const std::uint16_t*& scales) { static_cast<void>(scales); }
 
-  ScaleAndMinimum of(const std::uint16_t* scales) const {
+  OfBlock of(const std::uint16_t* scales) const {
     return {load_halves(scales), load_halves(scales + kTile)};
   }
-  __m512 finish(__m512 total) const { return total; }
+  static __m512i start(const TileAndGroup&, std::int64_t) { return _mm512_setzero_si512(); }
+  static __m512 add(__m512 total, __m512i dot, const OfBlock& of_block, const TileAndGroup& at,
+                    std::int64_t row) {
+    const __m512 both = _mm512_mul_ps(_mm512_set1_ps(at.s[row]), of_block.scale);
+    total = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot), total);
+    return _mm512_fmadd_ps(of_block.minimum, _mm512_set1_ps(at.scaled_sums[row]), total);
+  }
+  static __m512 finish(__m512 total) { return total; }
 };
 
 struct ByteScales {
   static constexpr std::int64_t kWords = kTile;
+  using OfBlock = __m512i;  // pairs of 16 bits: 16 * a and ratio * b
 
   explicit ByteScales(const std::uint16_t*& scales)
-      : unit(upper_halves(scales)), ratio(upper_halves(scales + kTile)) {
+      : unit(_mm512_castsi512_ps(_mm512_slli_epi32(load_words(scales), 16))),
+        ratio(load_words(scales + kTile)) {
     scales += 2 * kTile;
   }
 
-  ScaleAndMinimum of(const std::uint16_t* scales) const {
-    const __m512i words = _mm512_cvtepi16_epi32(load_words(scales));
+  OfBlock of(const std::uint16_t* scales) const {
+    const __m512i words = load_words(scales);
     const __m512i a = _mm512_and_si512(words, _mm512_set1_epi32(0xFF));
-    const __m512 b = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 8));
-    const __m512 middle = _mm512_cvtepi32_ps(_mm512_slli_epi32(a, 3));
-    return {_mm512_cvtepi32_ps(a), _mm512_fmsub_ps(ratio, b, middle)};
+    const __m512i b = _mm512_srai_epi32(_mm512_slli_epi32(words, 16), 24);
+    const __m512i scaled = _mm512_madd_epi16(b, ratio);
+    return _mm512_or_si512(_mm512_slli_epi32(a, 4), _mm512_slli_epi32(scaled, 16));
+  }
+  static __m512i start(const TileAndGroup& at, std::int64_t row) {
+    return _mm512_set1_epi32(at.pair_sums[row]);
+  }
+  // The lower halves are dots of codes - 8; with the row's sum in the upper ones it is one product.
+  static __m512 add(__m512 total, __m512i dot, const OfBlock& of_block, const TileAndGroup& at,
+                    std::int64_t row) {
+    const __m512i sum = _mm512_set1_epi32(at.pair_sums[row]);
+    const __m512i pair = _mm512_ternarylogic_epi32(dot, _mm512_set1_epi32(0xFFFF), sum, 0xE2);
+    const __m512 whole = _mm512_cvtepi32_ps(_mm512_madd_epi16(pair, of_block));
+    return _mm512_fmadd_ps(_mm512_set1_ps(at.s[row]), whole, total);
   }
   __m512 finish(__m512 total) const { return _mm512_mul_ps(unit, total); }
 
-  static __m256i load_words(const std::uint16_t* scales) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
-  }
-  static __m512 upper_halves(const std::uint16_t* scales) {
-    const __m512i words = _mm512_cvtepu16_epi32(load_words(scales));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  static __m512i load_words(const std::uint16_t* scales) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
   }
 
-  __m512 unit, ratio;
+  __m512 unit;
+  __m512i ratio;
 };
 
 template <class BlockScales, int kRows>
 void product4(const TileAndGroup& at, float* sums) {
   const __m512i low_half = _mm512_set1_epi8(0x0F);
   __m512 total[kRows];
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) total[r] = _mm512_setzero_ps();
   const std::uint8_t* codes = at.codes;
   const std::uint16_t* scales = at.scales;
   const BlockScales kept(scales);
   const std::int8_t* x = at.x;
-  const float* s = at.s;
-  const float* scaled_sums = at.scaled_sums;
-  for (std::int64_t block = 0; block < at.blocks; ++block) {
+  for (std::int64_t row = 0; row < at.blocks * kRows; row += kRows) {
     for (int line = 0; line < 4; ++line) ask_for(codes + kAhead + 64 * line);
     ask_for(scales + kAhead / 256 * BlockScales::kWords);
     __m512i dot[kRows];
-    for (int r = 0; r < kRows; ++r) dot[r] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) dot[r] = BlockScales::start(at, row + r);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
       const __m512i both = _mm512_loadu_si512(codes + 64 * g);
@@ -110,26 +127,23 @@ void product4(const TileAndGroup& at, float* sums) {
         dot[r] = add_dots(dot[r], high, x + 32 * r + 16 + 4 * g);
       }
     }
-    const ScaleAndMinimum of_block = kept.of(scales);
+    const auto of_block = kept.of(scales);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(s[r]), of_block.scale);
-      total[r] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot[r]), total[r]);
-      total[r] =
-          _mm512_fmadd_ps(of_block.minimum, _mm512_set1_ps(scaled_sums[r]), total[r]);
+      total[r] = BlockScales::add(total[r], dot[r], of_block, at, row + r);
     }
     codes += 256;
     scales += BlockScales::kWords;
     x += kRows * kBlock;
-    s += kRows;
-    scaled_sums += kRows;
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, kept.finish(total[r]));
 }
 
 template <int kRows>
 void product8(const TileAndGroup& at, float* sums) {
   __m512 total[kRows];
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) total[r] = _mm512_setzero_ps();
   const std::uint8_t* codes = at.codes;
   const std::uint16_t* scales = at.scales;
@@ -140,6 +154,7 @@ void product8(const TileAndGroup& at, float* sums) {
     for (int line = 0; line < 8; ++line) ask_for(codes + kAhead + 64 * line);
     ask_for(scales + kAhead / 32);
     __m512i dot[kRows];
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) dot[r] = _mm512_set1_epi32(shifted_sums[r]);
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
@@ -161,6 +176,7 @@ void product8(const TileAndGroup& at, float* sums) {
     s += kRows;
     shifted_sums += kRows;
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, total[r]);
 }
 

@@ -26,50 +26,64 @@ inline int32x4_t dot16(int32x4_t sum, const int8x16_t* weights, int8x16_t x) {
   return vdotq_laneq_s32(sum, weights[3], x, 3);
 }
 
-inline int32x4_t dot32(const int8x16_t* weights, const std::int8_t* x) {
-  const int32x4_t sum = dot16(vdupq_n_s32(0), weights, vld1q_s8(x));
+inline int32x4_t dot32(const int8x16_t* weights, const std::int8_t* x, std::int32_t start = 0) {
+  const int32x4_t sum = dot16(vdupq_n_s32(start), weights, vld1q_s8(x));
   return dot16(sum, weights + 4, vld1q_s8(x + 16));
 }
 
-struct ScaleAndMinimum {
-  float32x4_t scale, minimum;
-};
-
-// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them. Made
-// with the first of 4 outputs, and left at those of its first block.
+// How a tile's blocks of 4 bits hold their scales: what is kept in registers for all of them, what is
+// read of one, and how the products of a row are added. Made with the first of 4 outputs, and left at
+// those of its first block.
 struct HalfScales {
   static constexpr std::int64_t kWords = 2 * kTile;  // of a block
+  struct OfBlock {
+    float32x4_t scale, minimum;
+  };
 
   explicit HalfScales(const std::uint16_t*& scales) { static_cast<void>(scales); }
 
-  ScaleAndMinimum of(const std::uint16_t* scales) const {
+  OfBlock of(const std::uint16_t* scales) const {
     return {four_halves(scales), four_halves(scales + kTile)};
   }
-  float32x4_t finish(float32x4_t total) const { return total; }
+  static float32x4_t add(float32x4_t total, const int8x16_t* weights, const OfBlock& of_block,
+                         const TileAndGroup& at, std::int64_t row) {
+    const float32x4_t both = vmulq_f32(vdupq_n_f32(at.s[row]), of_block.scale);
+    total = vfmaq_f32(total, both, vcvtq_f32_s32(dot32(weights, at.x + row * kBlock)));
+    return vfmaq_f32(total, of_block.minimum, vdupq_n_f32(at.scaled_sums[row]));
+  }
+  static float32x4_t finish(float32x4_t total) { return total; }
 };
 
 struct ByteScales {
   static constexpr std::int64_t kWords = kTile;
+  struct OfBlock {
+    int32x4_t scale, offset;  // 16 * a, and ratio * b
+  };
 
   explicit ByteScales(const std::uint16_t*& scales)
-      : unit(upper_halves(scales)), ratio(upper_halves(scales + kTile)) {
+      : unit(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(scales), 16))),
+        ratio(vreinterpretq_s32_u32(vmovl_u16(vld1_u16(scales + kTile)))) {
     scales += 2 * kTile;
   }
 
-  ScaleAndMinimum of(const std::uint16_t* scales) const {
+  OfBlock of(const std::uint16_t* scales) const {
     const uint16x4_t words = vld1_u16(scales);
     const uint32x4_t a = vmovl_u16(vand_u16(words, vdup_n_u16(0xFF)));
     const int32x4_t b = vshrq_n_s32(vmovl_s16(vreinterpret_s16_u16(words)), 8);
-    const float32x4_t middle = vcvtq_f32_u32(vshlq_n_u32(a, 3));
-    return {vcvtq_f32_u32(a), vfmaq_f32(vnegq_f32(middle), ratio, vcvtq_f32_s32(b))};
+    return {vreinterpretq_s32_u32(vshlq_n_u32(a, 4)), vmulq_s32(ratio, b)};
+  }
+  static float32x4_t add(float32x4_t total, const int8x16_t* weights, const OfBlock& of_block,
+                         const TileAndGroup& at, std::int64_t row) {
+    const std::int32_t sum = at.pair_sums[row] >> 16;
+    const int32x4_t dot = dot32(weights, at.x + row * kBlock, -8 * sum);
+    const int32x4_t offset = vmulq_s32(of_block.offset, vdupq_n_s32(sum));
+    const int32x4_t whole = vmlaq_s32(offset, of_block.scale, dot);
+    return vfmaq_f32(total, vdupq_n_f32(at.s[row]), vcvtq_f32_s32(whole));
   }
   float32x4_t finish(float32x4_t total) const { return vmulq_f32(unit, total); }
 
-  static float32x4_t upper_halves(const std::uint16_t* scales) {
-    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(scales), 16));
-  }
-
-  float32x4_t unit, ratio;
+  float32x4_t unit;
+  int32x4_t ratio;
 };
 
 template <class BlockScales, int kRows>
@@ -88,14 +102,10 @@ void product4(const TileAndGroup& at, float* sums) {
         weights[g] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
         weights[4 + g] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
       }
-      const ScaleAndMinimum of_block = kept.of(scales);
+      const auto of_block = kept.of(scales);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const std::int64_t row = block * kRows + r;
-        const float32x4_t both = vmulq_f32(vdupq_n_f32(at.s[row]), of_block.scale);
-        const float32x4_t whole = vcvtq_f32_s32(dot32(weights, at.x + row * kBlock));
-        total[r] = vfmaq_f32(total[r], both, whole);
-        total[r] = vfmaq_f32(total[r], of_block.minimum, vdupq_n_f32(at.scaled_sums[row]));
+        total[r] = BlockScales::add(total[r], weights, of_block, at, block * kRows + r);
       }
     }
     for (int r = 0; r < kRows; ++r) {

@@ -12,12 +12,12 @@ namespace {
 // code(block, g, output, j) gives the code of input 4g + j.
 template <class Code>
 void dots(const TileAndGroup& at, std::int64_t block, int rows, int row, const Code& code,
-          float (&dot)[kTile]) {
+          std::int32_t (&dot)[kTile]) {
   const std::int8_t* x = at.x + (block * rows + row) * kBlock;
   for (int c = 0; c < kTile; ++c) {
     std::int32_t sum = 0;
     for (int i = 0; i < kBlock; ++i) sum += code(i / 4, c, i % 4) * x[i];
-    dot[c] = static_cast<float>(sum);
+    dot[c] = sum;
   }
 }
 
@@ -30,17 +30,15 @@ void product4(const TileAndGroup& at, float* sums) {
     for (int c = 0; c < kTile; ++c) total[c] = 0;
     for (std::int64_t block = 0; block < at.blocks; ++block, scales += BlockScales::kWords) {
       const std::uint8_t* codes = at.codes + block * 256;
-      float dot[kTile];
+      std::int32_t dot[kTile];
       dots(at, block, kRows, r, [&](int g, int c, int j) {
         const int both = codes[(g % 4) * 64 + c * 4 + j];
         return g < 4 ? both & 15 : both >> 4;
       }, dot);
-      const float s = at.s[block * kRows + r];
-      const float scaled_sum = at.scaled_sums[block * kRows + r];
+      const std::int64_t row = block * kRows + r;
+      const std::int32_t sum = at.shifted_sums[row] / -128;
       for (int c = 0; c < kTile; ++c) {
-        const ScaleAndMinimum of_block = kept.of(scales, c);
-        total[c] = std::fma(s * of_block.scale, dot[c], total[c]);
-        total[c] = std::fma(of_block.minimum, scaled_sum, total[c]);
+        total[c] = BlockScales::add(total[c], kept.of(scales, c), at.s[row], sum, dot[c]);
       }
     }
     for (int c = 0; c < kTile; ++c) total[c] = kept.finish(total[c], c);
@@ -54,13 +52,13 @@ void product8(const TileAndGroup& at, float* sums) {
     for (int c = 0; c < kTile; ++c) total[c] = 0;
     for (std::int64_t block = 0; block < at.blocks; ++block) {
       const std::uint8_t* codes = at.codes + block * 512;
-      float dot[kTile];
+      std::int32_t dot[kTile];
       dots(at, block, kRows, r,
            [&](int g, int c, int j) { return codes[g * 64 + c * 4 + j] - 128; }, dot);
       const std::uint16_t* scales = at.scales + block * kTile;
       const float s = at.s[block * kRows + r];
       for (int c = 0; c < kTile; ++c) {
-        total[c] = std::fma(s * float_of_half(scales[c]), dot[c], total[c]);
+        total[c] = std::fma(s * float_of_half(scales[c]), static_cast<float>(dot[c]), total[c]);
       }
     }
   }

@@ -1,8 +1,10 @@
 """Scales and minima of 4-bit blocks as one byte each, in steps that a row has for all its blocks.
 
-A weight becomes ``unit * (a * (code - 8) + ratio * b)``: a byte a of 0 to 255 and b of -128 to 127
-for each block, unit and ratio for each row. The offset at code 8 is held and not the minimum: it is
-small, and so are its steps. It is moved so that the block's mean stays where it was.
+A weight becomes ``unit * (16 * a * (code - 8) + ratio * b)``: a byte a of 0 to 255 and b of -127 to
+127 for each block, the float unit and the whole number ratio for each row. The offset at code 8 is
+held and not the minimum: it is small, and so are its steps. It is moved so that the block's mean
+stays where it was. Ratios are so small that ``ratio * b`` fits 16 bits: what an operator adds up
+for a block is then one product of 16-bit integers.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ from specdec.convert.matrix import BlockMatrix, CodeArray, FloatArray
 WordArray: TypeAlias = NDArray[np.uint16]
 
 _MIDDLE = 8  # the code whose weight is the offset
+_LARGEST_RATIO = 258  # times 127 it fits 16 bits
 _LOSS = 0.01  # of a matrix's root mean square: what more is lost is worth more than bytes save
 
 
 def in_bytes(matrix: BlockMatrix) -> tuple[CodeArray, WordArray] | None:
     """The nearest blocks with scales in bytes to those of a matrix of 4 bits.
 
-    Returns codes [rows, columns] and, uint16 [rows, 2 + columns / 32], the upper halves of a row's
-    unit and ratio and then a word ``256 * b + a`` for each block; None for a matrix that would lose
-    too much.
+    Returns codes [rows, columns] and, uint16 [rows, 2 + columns / 32], the upper half of a row's
+    unit, its ratio, and then a word ``256 * b + a`` for each block; None for a matrix that would
+    lose too much.
     """
     if not (np.isfinite(matrix.scales).all() and np.isfinite(matrix.minima).all()):
         return None
@@ -38,17 +41,23 @@ def in_bytes(matrix: BlockMatrix) -> tuple[CodeArray, WordArray] | None:
     minima = np.where(negative, matrix.minima + 15 * matrix.scales, matrix.minima)
     scales = np.abs(matrix.scales)
 
-    unit = _upper_half(scales.max(1) / 255)
-    a = _steps(scales, unit)
     mean = codes.mean(-1, dtype=np.float32)
-    offsets = minima + _MIDDLE * scales + (scales - a * unit[:, None]) * (mean - _MIDDLE)
+    offsets = minima + _MIDDLE * scales
+    # What moves offsets below is half a step of the scale for each code that the mean is off 8.
+    largest = np.abs(offsets).max(1) + scales.max(1) / 64
+    unit = _upper_half(np.maximum(scales.max(1) / (16 * 255), largest / (_LARGEST_RATIO * 127)))
+    a = _steps(scales, 16 * unit)
+    offsets += (scales - a * (16 * unit)[:, None]) * (mean - _MIDDLE)
     step = np.abs(offsets).max(1) / 127
-    unit = np.where(unit == 0, _upper_half(step), unit)
-    ratio = _upper_half(np.divide(step, unit, out=np.zeros_like(step), where=unit != 0))
-    b = np.clip(_steps(offsets, unit * ratio), -128, 127)
+    ratio = np.ceil(np.divide(step, unit, out=np.zeros_like(step), where=unit != 0))
+    ratio = np.minimum(ratio, _LARGEST_RATIO)
+    b = np.clip(_steps(offsets, ratio * unit), -127, 127)
 
     # Of a block: errors of the scale weigh as far as codes are from their mean.
-    lost_scale, lost_offset = scales - a * unit[:, None], offsets - b * (unit * ratio)[:, None]
+    lost_scale, lost_offset = (
+        scales - a * (16 * unit)[:, None],
+        offsets - b * (ratio * unit)[:, None],
+    )
     spread = codes.var(-1, dtype=np.float32)
     centre = scales * mean + minima
     lost = np.square(lost_scale) * spread + np.square(lost_offset)
@@ -56,8 +65,8 @@ def in_bytes(matrix: BlockMatrix) -> tuple[CodeArray, WordArray] | None:
     if not lost.sum(dtype=np.float64) <= _LOSS**2 * energy.sum(dtype=np.float64):
         return None
     words = a.astype(np.uint16) | (b.astype(np.int16).view(np.uint16) << 8)
-    halves = np.stack([unit, ratio], axis=1).view(np.uint32) >> 16
-    found = np.concatenate([halves.astype(np.uint16), words], axis=1)
+    halves = unit.view(np.uint32) >> 16
+    found = np.column_stack([halves.astype(np.uint16), ratio.astype(np.uint16), words])
     return codes.astype(np.uint8).reshape(rows, -1), found
 
 

@@ -40,12 +40,12 @@ def unpack(codes: Array, scales: Array, bits: int) -> Array:
 
 
 def _scales_of_bytes(words: Array) -> Array:
-    """Scale and minimum [tiles, blocks, 2, 16] of ``unit * (a * (code - 8) + ratio * b)``."""
-    upper = (words[:, :2].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    unit, ratio = upper[:, :1], upper[:, 1:]
+    """Scale and minimum [tiles, blocks, 2, 16] of ``unit * (16 * a * (code - 8) + ratio * b)``."""
+    unit = (words[:, :1].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    ratio = words[:, 1:2].astype(np.float64)
     a = (words[:, 2:] & 255).astype(np.float64)
     b = (words[:, 2:] >> 8).astype(np.uint8).view(np.int8).astype(np.float64)
-    return np.stack([unit * a, unit * (ratio * b - 8 * a)], axis=2)
+    return np.stack([unit * 16 * a, unit * (ratio * b - 128 * a)], axis=2)
 
 
 class ReferenceGraph:

@@ -25,7 +25,7 @@ FORMATS: tuple[int | str, ...] = (4, 8, BYTES)
 class Packed:
     """A random matrix as the ops take it. ``low`` is the minimum of 4 bits, else zeros.
 
-    With scales in bytes these are a and ``ratio * b - 8 * a``, and sums are multiplied by ``unit``.
+    With scales in bytes these are 16 a and ``ratio * b - 128 * a``, and sums times ``unit``.
     """
 
     bits: int
@@ -36,6 +36,10 @@ class Packed:
     scale: Floats  # [16 * tiles, blocks]
     low: Floats
     unit: Floats  # [16 * tiles]
+
+    @property
+    def by_bytes(self) -> bool:
+        return self.bits == 4 and self.scales.ndim == 3
 
 
 def random_matrix(seed: int, form: int | str, outputs: int, inputs: int, parts: int = 1) -> Packed:
@@ -59,13 +63,14 @@ def random_matrix(seed: int, form: int | str, outputs: int, inputs: int, parts: 
         return values.astype(np.float32).transpose(0, 2, 1).reshape(tiles * TILE, blocks)
 
     if form == BYTES:
-        upper = rng.uniform(-1, 1, (tiles, 2, TILE)).astype(np.float32).view(np.uint32) >> 16
-        unit, ratio = (upper << 16).view(np.float32).transpose(1, 0, 2).reshape(2, -1)
-        pairs = rng.integers(0, 65536, (tiles, blocks, TILE), dtype=np.uint16)
-        a, b = by_output(pairs & 255), by_output((pairs >> 8).astype(np.uint8).view(np.int8))
-        words = np.concatenate([upper.astype(np.uint16), pairs], axis=1)
-        low = fma(ratio[:, None], b, -8 * a)
-        return Packed(4, outputs, codes, words, whole, a, low, unit)
+        upper = rng.uniform(-1, 1, (tiles, 1, TILE)).astype(np.float32).view(np.uint32) >> 16
+        unit = (upper << 16).view(np.float32).reshape(-1)
+        ratio = rng.integers(0, 259, (tiles, 1, TILE))
+        a = rng.integers(0, 256, (tiles, blocks, TILE))
+        b = rng.integers(-127, 128, (tiles, blocks, TILE))
+        words = np.concatenate([upper, ratio, 256 * (b & 255) + a], axis=1).astype(np.uint16)
+        scale, low = by_output(16 * a), by_output(ratio * b - 128 * a)
+        return Packed(4, outputs, codes, words, whole, scale, low, unit)
 
     return Packed(
         bits=bits,
@@ -93,6 +98,13 @@ def numpy_linear(x: Floats, packed: Packed) -> Floats:
     total = np.zeros((len(x), len(packed.whole)), np.float32)
     for b in range(blocks.shape[1]):
         dot = (q[:, b] @ packed.whole[:, b].T).astype(np.float32)
+        if packed.by_bytes:
+            sums = q[:, b].sum(axis=1)[:, None]
+            added = (
+                packed.scale[None, :, b] * dot.astype(np.float64) + packed.low[None, :, b] * sums
+            )
+            total = fma(s[:, b, None], added.astype(np.float32), total)
+            continue
         total = fma(s[:, b, None] * packed.scale[None, :, b], dot, total)
         if packed.bits == 4:
             scaled_sum = s[:, b] * q[:, b].sum(axis=1).astype(np.float32)

@@ -40,16 +40,18 @@ struct OwnRows {
         s(static_cast<std::size_t>(count * blocks)),
         scaled_sums(s.size()),
         shifted_sums(s.size()),
-        rows{count, blocks, codes.data(), s.data(), scaled_sums.data(), shifted_sums.data()} {}
+        pair_sums(s.size()),
+        rows{count,    blocks,             codes.data(),        s.data(),
+             scaled_sums.data(), shifted_sums.data(), pair_sums.data()} {}
 
   bool operator==(const OwnRows& other) const {
     return codes == other.codes && s == other.s && scaled_sums == other.scaled_sums &&
-           shifted_sums == other.shifted_sums;
+           shifted_sums == other.shifted_sums && pair_sums == other.pair_sums;
   }
 
   std::vector<std::int8_t> codes;
   std::vector<float> s, scaled_sums;
-  std::vector<std::int32_t> shifted_sums;
+  std::vector<std::int32_t> shifted_sums, pair_sums;
   Rows rows;
 };
 
@@ -76,9 +78,16 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   const auto codes = random_values<std::uint8_t>(
       random, matrix.tiles * matrix.tile_codes(),
       [](std::mt19937& r) { return static_cast<std::uint8_t>(r()); });
-  const auto scales = random_values<std::uint16_t>(  // halves below 2, of both signs
+  auto scales = random_values<std::uint16_t>(  // halves below 2, of both signs
       random, matrix.tiles * matrix.tile_scales(),
       [](std::mt19937& r) { return static_cast<std::uint16_t>(r() & 0xBFFFu); });
+  if (at.kind == Scales::bytes) {
+    for (std::int64_t tile = 0; tile < matrix.tiles; ++tile) {
+      for (std::int64_t i = 0; i < kTile; ++i) {  // ratios
+        scales[static_cast<std::size_t>(tile * matrix.tile_scales() + kTile + i)] = random() % 259;
+      }
+    }
+  }
   matrix.codes = codes.data();
   matrix.scales = scales.data();
   const auto residual = random_values<float>(random, at.rows * inputs, number);
@@ -89,10 +98,10 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   const auto scale_count = static_cast<std::size_t>(at.rows * at.blocks);
   std::vector<std::int8_t> rounded(values);
   std::vector<float> s(scale_count), scaled_sums(scale_count), sum(values), normed(values);
-  std::vector<std::int32_t> shifted_sums(scale_count);
+  std::vector<std::int32_t> shifted_sums(scale_count), pair_sums(scale_count);
   std::vector<float> y(static_cast<std::size_t>(at.rows * at.outputs));
   const Rows rows{at.rows,  at.blocks,          rounded.data(),
-                  s.data(), scaled_sums.data(), shifted_sums.data()};
+                  s.data(), scaled_sums.data(), shifted_sums.data(), pair_sums.data()};
   std::vector<std::uint32_t> bits;
   const auto keep = [&](const auto& vector) {
     for (auto x : vector) {
@@ -119,6 +128,7 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
     keep(s);
     keep(scaled_sums);
     keep(shifted_sums);
+    keep(pair_sums);
   };
 
   for_pieces([&](const Piece& piece) { kernels.round(residual.data(), rows, piece); });

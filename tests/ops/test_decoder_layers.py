@@ -59,7 +59,7 @@ class Sizes:
             if form == BYTES:
                 scales = packed.scales.copy()
                 units = (scales[:, 0].astype(np.uint32) << 16).view(np.float32)
-                units = units * np.float32(0.001 / np.sqrt(inputs))
+                units = units * np.float32(0.0001 / np.sqrt(inputs))
                 scales[:, 0] = units.view(np.uint32) >> 16
             else:
                 halves = packed.scales.view(np.float16) * np.float16(0.1 / np.sqrt(inputs))
