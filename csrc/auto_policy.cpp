@@ -70,7 +70,7 @@ double AutoPolicy::seconds(std::int32_t rows) const {
 double AutoPolicy::step_of_drafter(std::int32_t depth) const {
   if (!shared_) return costs_.draft();
   if (shared_->draft == nullptr) return 0;
-  if (!shared_->draft->known()) return kDraftGuess * seconds(1);
+  if (!shared_->draft->known(shared_->sequences)) return kDraftGuess * seconds(1);
   const double drafting = shared_->company->at(depth, shared_->sequences);
   const auto whole = std::min(static_cast<std::int32_t>(drafting), shared_->draft->max_rows());
   const std::int32_t more = std::min(whole + 1, shared_->draft->max_rows());
@@ -81,7 +81,7 @@ double AutoPolicy::step_of_drafter(std::int32_t depth) const {
 // How often the target ran so many rows, or costs of so many are known from steps like it.
 std::int32_t AutoPolicy::runs(std::int32_t rows) const {
   if (!shared_) return costs_.runs(rows);
-  return shared_->target->known() ? kFewRuns : 0;
+  return shared_->target->known(rows * shared_->sequences) ? kFewRuns : 0;
 }
 
 // The best rate of chains of a fixed length by what is expected of them, and what was reached of

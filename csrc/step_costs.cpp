@@ -49,7 +49,7 @@ void StepCosts::add_target(std::int32_t rows, double seconds) {
 }
 
 void StepCosts::add_draft(double seconds) {
-  if (known()) add(draft_, seconds);  // there is no scale before the first target step
+  if (first_scales_.count > 0) add(draft_, seconds);  // there is no scale before the first target step
 }
 
 bool StepCosts::Firsts::add(double value) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -30,7 +31,12 @@ class StepCosts {
   // How often the target ran this many rows.
   std::int32_t runs(std::int32_t rows) const { return runs_[rows]; }
   std::int32_t max_rows() const { return max_rows_; }
-  bool known() const { return first_scales_.count > 0; }
+  // Whether the target ran so many rows or fewer. What wider steps cost, such as a prefill's, tells
+  // nothing of how a narrow one grows with its rows.
+  bool known(std::int32_t rows) const {
+    const auto end = runs_.begin() + std::min(rows, max_rows_) + 1;
+    return std::any_of(runs_.begin(), end, [](std::int32_t runs) { return runs > 0; });
+  }
 
  private:
   struct Estimate {

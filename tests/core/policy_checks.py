@@ -88,7 +88,9 @@ def _first_stream(world: World) -> Callable[[ModuleType], float]:
 FILLING = World(lambda rows: 1 + 0.02 * min(rows, 4) + 0.12 * max(rows - 4, 0), 0.16, [])
 
 
-def _together(sequences: int, accepted: float, tokens: int = 3000) -> Callable[[ModuleType], float]:
+def _together(
+    sequences: int, accepted: float, tokens: int = 3000, *, prefill: int = 0
+) -> Callable[[ModuleType], float]:
     """Several sequences in the steps of one batch, over plain decoding of as many."""
     world = replace(FILLING, phases=[Phase(tokens, [accepted], spread=0.3)])
 
@@ -101,7 +103,7 @@ def _together(sequences: int, accepted: float, tokens: int = 3000) -> Callable[[
                 core.StepCosts(sequences),
                 core.Company(),
             )
-            rates.append(worlds.play_together(world, policies, costs, seed).rate)
+            rates.append(worlds.play_together(world, policies, costs, seed, prefill).rate)
         return sum(rates) / len(rates) * world.step(sequences) / sequences
 
     return share
@@ -119,6 +121,7 @@ CHECKS = {
     "losing soon, nearly worth it": Check(_plain(LOSING["nearly worth it"].cut(1 / 8)), 0.982),
     "together, 2, good drafts": Check(_together(2, 0.7), 1.36),
     "together, 4, good drafts": Check(_together(4, 0.85), 1.085),
+    "together, 4, good drafts, behind a prefill": Check(_together(4, 0.85, prefill=60), 1.085),
     "together, 8, good drafts": Check(_together(8, 0.6), 0.975),
     "together, 8, bad drafts": Check(_together(8, 0.05), 0.98),
     "together, 8, bad drafts, soon": Check(_together(8, 0.05, 512), 0.97),

@@ -228,17 +228,21 @@ def _round(
     )
 
 
-def play_together(world: World, policies: Sequence[Any], costs: Any, seed: int) -> Play:
+def play_together(
+    world: World, policies: Sequence[Any], costs: Any, seed: int, prefill: int = 0
+) -> Play:
     """Policies that share the steps of a world's first phase, chains alone; its tokens are those of
     all of them. ``costs`` are of the target's step by the rows of all, of the drafter's by the
-    sequences in it, and who shares that; of its seconds
-    ``world.draft`` is the first's, and each other one's a tenth of that."""
+    sequences in it, and who shares that; of its seconds ``world.draft`` is the first's, and each
+    other one's a tenth of that. A prompt's step of ``prefill`` rows may come first."""
     rng = random.Random(seed)
     (phase,) = world.phases
     count = len(policies)
     for policy in policies:
         policy.start_stream()
         policy.set_shared(*costs, count)
+    if prefill:
+        costs[0].add_target(prefill, world.step(prefill))
     result = Play()
     while result.tokens < phase.tokens:
         outcomes = []

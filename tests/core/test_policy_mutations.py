@@ -96,6 +96,11 @@ MUTATIONS = {
         "std::min(rows * shared_->sequences, shared_->target->max_rows())",
         "shared_->sequences + rows - 1",
     ),
+    "a prefill's step tells what narrow ones cost": (
+        "auto_policy.cpp",
+        "shared_->target->known(rows * shared_->sequences)",
+        "shared_->target->known(shared_->target->max_rows())",
+    ),
     "each pays the whole of a shared drafter's step": (
         "auto_policy.cpp",
         "(shared_->draft->target(more) - low)) / drafting;",
