@@ -75,12 +75,15 @@ class Stages {
       bases_[range] = end;
       std::atomic<std::int64_t>& taken = stages_.taken_[range].parts;
       std::int64_t part = taken.load(std::memory_order_relaxed);
+      std::int64_t finished = 0;
       while (part < end) {
         if (!taken.compare_exchange_weak(part, part + 1, std::memory_order_relaxed)) continue;
         work(begin + part - base);
-        stages_.done_.fetch_add(1, std::memory_order_release);
+        ++finished;
         part = taken.load(std::memory_order_relaxed);
       }
+      // Once and not for each part: all threads write here, and each time the line must come over.
+      if (finished > 0) stages_.done_.fetch_add(finished, std::memory_order_release);
     }
 
     Stages& stages_;
