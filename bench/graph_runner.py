@@ -5,7 +5,7 @@ Knows the graph only, not the runtime around it: what the layout benchmarks meas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ class GraphRunner:
         self.session = ort.InferenceSession(
             str(graph), options or session_options(), providers=["CPUExecutionProvider"]
         )
-        shapes = {value.name: value.shape for value in self.session.get_inputs()}
+        declared = self.session.get_inputs()
+        shapes = {value.name: value.shape for value in declared}
+        types = {value.name: value.type for value in declared}
         self.head_size: int = self.session.get_outputs()[0].shape[2]
         names = [name for name in shapes if name.startswith("past_")]
         self.cache: dict[str, ort.OrtValue] = {}
         for name in names:
-            values = np.full((1, shapes[name][1], capacity, shapes[name][3]), garbage, np.float32)
-            self.cache[name] = ort.OrtValue.ortvalue_from_numpy(values)
+            self.cache[name] = new_cache(shapes[name], types[name], capacity, garbage)
         self._positions = {"rows", "seqlens_k", "total_length"} & shapes.keys()
         self._bindings: dict[tuple[int, int], tuple[Any, ...]] = {}
 
@@ -81,6 +82,18 @@ class GraphRunner:
         binding.bind_ortvalue_output("logits", logits)
         self._bindings[key] = binding, inputs, logits
         return self._bindings[key]
+
+
+def new_cache(
+    shape: Sequence[int], element_type: str, capacity: int, garbage: float
+) -> ort.OrtValue:
+    """Memory for ``past_…`` [1, kv_heads, capacity, head_dim]; of 16 bits in whole tiles of 32."""
+    halves = element_type == "tensor(float16)"
+    columns = (capacity + 31) // 32 * 32 if halves else capacity
+    dtype = np.float16 if halves else np.float32
+    return ort.OrtValue.ortvalue_from_numpy(
+        np.full((1, shape[1], columns, shape[3]), garbage, dtype)
+    )
 
 
 def positions(past: int, width: int) -> dict[str, NDArray[np.int32]]:

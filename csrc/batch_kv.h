@@ -19,15 +19,15 @@ class BatchKv {
 
   const InPlaceKvCache::Shape& shape() const { return shape_; }  // of one sequence
   std::int32_t sequences() const { return sequences_; }
-  // [sequences, kv_heads, capacity, head_dim]
-  float* keys(std::int32_t layer) { return keys_[static_cast<std::size_t>(layer)].data(); }
-  float* values(std::int32_t layer) { return values_[static_cast<std::size_t>(layer)].data(); }
+  // [sequences], each as in KvMemory
+  std::uint8_t* keys(std::int32_t layer) { return keys_[static_cast<std::size_t>(layer)].data(); }
+  std::uint8_t* values(std::int32_t layer) { return values_[static_cast<std::size_t>(layer)].data(); }
 
  private:
   InPlaceKvCache::Shape shape_;
   std::int32_t sequences_;
-  std::vector<AlignedBuffer<float>> keys_;
-  std::vector<AlignedBuffer<float>> values_;
+  std::vector<AlignedBuffer<std::uint8_t>> keys_;
+  std::vector<AlignedBuffer<std::uint8_t>> values_;
 };
 
 // One sequence's columns of a BatchKv: committing is counting.

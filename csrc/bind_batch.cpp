@@ -25,12 +25,13 @@ namespace {
 std::vector<std::shared_ptr<SequenceDecoder>> make_sequences(
     std::int32_t vocabulary, std::vector<std::int32_t> head_ids, std::int32_t layers,
     std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t sequences,
-    std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t hidden, py::function run) {
+    std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t hidden, bool half_kv,
+    py::function run) {
   DecoderOptions options = options_of(vocabulary, std::move(head_ids));
   options.max_width = max_width;
   options.max_logit_rows = max_logit_rows;
   const auto kv = std::make_shared<BatchKv>(
-      InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity}, sequences);
+      InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity, half_kv}, sequences);
   BatchModel::Sizes sizes;
   sizes.max_logit_rows = sequences * max_logit_rows;
   sizes.max_width = sizes.max_logit_rows + std::max(max_width, Batch::kPrefillRows);
@@ -84,11 +85,11 @@ py::dict model_buffers(BatchModel& model, py::handle owner) {
 void add_layer(py::dict& buffers, std::size_t name, BatchKv& kv, std::int32_t layer,
                py::handle owner) {
   const auto& sizes = kv.shape();
-  const std::vector<py::ssize_t> shape{kv.sequences(), sizes.kv_heads, sizes.capacity,
+  const std::vector<py::ssize_t> shape{kv.sequences(), sizes.kv_heads, sizes.columns(),
                                        sizes.head_dim};
   const std::string index = std::to_string(name);
-  buffers[py::str("key." + index)] = view(kv.keys(layer), shape, owner);
-  buffers[py::str("value." + index)] = view(kv.values(layer), shape, owner);
+  buffers[py::str("key." + index)] = view_kv(kv.keys(layer), sizes.halves, shape, owner);
+  buffers[py::str("value." + index)] = view_kv(kv.values(layer), sizes.halves, shape, owner);
 }
 
 py::dict sequence_buffers(const py::object& self) {
@@ -166,7 +167,7 @@ void bind_batch(py::module_& m) {
   m.def("new_sequence_decoders", &make_sequences, py::kw_only(), py::arg("vocabulary"),
         py::arg("head_ids"), py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"),
         py::arg("capacity"), py::arg("sequences"), py::arg("max_width"),
-        py::arg("max_logit_rows"), py::arg("hidden"), py::arg("run"));
+        py::arg("max_logit_rows"), py::arg("hidden"), py::arg("half_kv") = false, py::arg("run"));
   m.def("new_attached_sequence_decoders", &make_attached_sequences, py::kw_only(),
         py::arg("vocabulary"), py::arg("head_ids"), py::arg("targets"), py::arg("target_layers"),
         py::arg("context"), py::arg("run"));

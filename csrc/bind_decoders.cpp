@@ -56,13 +56,13 @@ std::shared_ptr<InPlaceDecoder> make_in_place(
     std::int32_t vocabulary, std::vector<std::int32_t> head_ids, std::int32_t layers,
     std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t min_width,
     std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t row_tile,
-    std::int32_t hidden, bool takes_rows, py::function run) {
+    std::int32_t hidden, bool takes_rows, bool half_kv, py::function run) {
   DecoderOptions options = options_of(vocabulary, std::move(head_ids));
   options.max_width = max_width;
   options.max_logit_rows = max_logit_rows;
   return std::make_shared<InPlaceDecoder>(
       std::move(options), InPlaceDecoder::Padding{min_width, row_tile},
-      InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity},
+      InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity, half_kv},
       InPlaceDecoder::Graph{hidden, takes_rows}, make_run(std::move(run)));
 }
 
@@ -77,10 +77,10 @@ py::object hidden_of(const py::object& self, std::int32_t position) {
 void add_layer(py::dict& buffers, std::int32_t name, InPlaceKvCache& cache, std::int32_t layer,
                py::handle owner) {
   const auto& sizes = cache.shape();
-  const std::vector<py::ssize_t> shape{1, sizes.kv_heads, sizes.capacity, sizes.head_dim};
+  const std::vector<py::ssize_t> shape{1, sizes.kv_heads, sizes.columns(), sizes.head_dim};
   const std::string index = std::to_string(name);
-  buffers[py::str("key." + index)] = view(cache.keys(layer), shape, owner);
-  buffers[py::str("value." + index)] = view(cache.values(layer), shape, owner);
+  buffers[py::str("key." + index)] = view_kv(cache.keys(layer), sizes.halves, shape, owner);
+  buffers[py::str("value." + index)] = view_kv(cache.values(layer), sizes.halves, shape, owner);
 }
 
 py::dict in_place_buffers(const py::object& self) {
@@ -287,7 +287,7 @@ void bind_decoders(py::module_& m) {
            py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacity"),
            py::arg("min_width"), py::arg("max_width"), py::arg("max_logit_rows"),
            py::arg("row_tile") = 0, py::arg("hidden") = 0, py::arg("takes_rows") = false,
-           py::arg("run"))
+           py::arg("half_kv") = false, py::arg("run"))
       .def("hidden", &hidden_of, py::arg("position"))
       .def("buffers", &in_place_buffers);
 

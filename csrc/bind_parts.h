@@ -40,6 +40,11 @@ py::array view(T* data, std::vector<py::ssize_t> shape, py::handle owner) {
   return py::array(py::dtype::of<T>(), std::move(shape), data, owner);
 }
 
+inline py::array view_kv(std::uint8_t* data, bool halves, std::vector<py::ssize_t> shape,
+                         py::handle owner) {
+  return py::array(py::dtype(halves ? "float16" : "float32"), std::move(shape), data, owner);
+}
+
 // The Python class of the core's errors.
 inline py::object error_type(const Error& error) {
   const char* name = "InvalidInputError";

@@ -16,14 +16,35 @@ void KvCache::require_room(std::int32_t width) const {
   }
 }
 
-InPlaceKvCache::InPlaceKvCache(const Shape& shape) : KvCache(shape.capacity), shape_(shape) {
-  if (shape.layers < 0 || shape.kv_heads < 1 || shape.head_dim < 1 || shape.capacity < 2) {
+void KvMemory::check() const {
+  if (layers < 0 || kv_heads < 1 || head_dim < 1 || capacity < 2) {
     throw Error(ErrorCode::invalid_input, "a KV cache needs positive sizes and a capacity of 2");
   }
-  const auto size = static_cast<std::size_t>(shape.kv_heads) * shape.capacity * shape.head_dim;
+}
+
+void KvMemory::move(std::uint8_t* keys, std::uint8_t* values, std::int32_t from,
+                    std::int32_t to) const {
+  const std::size_t element = element_bytes();
+  const std::size_t column = element * static_cast<std::size_t>(head_dim);
+  const std::size_t head = column * static_cast<std::size_t>(columns());
+  // Where an element of a column lies, and how far apart the elements are.
+  const auto place = [&](std::int32_t i) {
+    return halves ? i / kTile * kTile * column + i % kTile * element : i * column;
+  };
+  const std::size_t stride = halves ? kTile * element : element;
+  for (std::int32_t i = 0; i < kv_heads; ++i, keys += head, values += head) {
+    std::copy_n(values + from * column, column, values + to * column);
+    for (std::int32_t d = 0; d < head_dim; ++d) {
+      std::copy_n(keys + place(from) + d * stride, element, keys + place(to) + d * stride);
+    }
+  }
+}
+
+InPlaceKvCache::InPlaceKvCache(const Shape& shape) : KvCache(shape.capacity), shape_(shape) {
+  shape.check();
   for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    keys_.emplace_back(size);
-    values_.emplace_back(size);
+    keys_.emplace_back(shape.bytes());
+    values_.emplace_back(shape.bytes());
   }
 }
 
@@ -33,14 +54,8 @@ void InPlaceKvCache::commit(std::int32_t columns) { length_ += columns; }
 
 void InPlaceKvCache::move(std::int32_t from, std::int32_t to) {
   if (from == to) return;
-  const auto dim = static_cast<std::size_t>(shape_.head_dim);
-  const std::size_t head = dim * static_cast<std::size_t>(capacity());
   for (std::int32_t layer = 0; layer < shape_.layers; ++layer) {
-    for (float* all : {keys(layer), values(layer)}) {
-      for (std::int32_t i = 0; i < shape_.kv_heads; ++i) {
-        std::copy_n(all + i * head + from * dim, dim, all + i * head + to * dim);
-      }
-    }
+    shape_.move(keys(layer), values(layer), from, to);
   }
 }
 

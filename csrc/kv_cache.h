@@ -34,13 +34,35 @@ class KvCache {
   std::int32_t capacity_;
 };
 
+// The memory of keys and values that graphs write to themselves.
+struct KvMemory {
+  std::int32_t layers, kv_heads, head_dim;
+  std::int32_t capacity;  // columns that may be used
+  // Else floats [kv_heads, capacity, head_dim]. Halves have their keys in tiles, as csrc/ops wants
+  // them: [kv_heads, columns / kTile, head_dim, kTile] and values [kv_heads, columns, head_dim].
+  bool halves = false;
+
+  static constexpr std::int32_t kTile = 32;
+
+  std::int32_t columns() const {  // that there is memory for
+    return halves ? (capacity + kTile - 1) / kTile * kTile : capacity;
+  }
+  std::size_t element_bytes() const { return halves ? 2 : 4; }
+  std::size_t bytes() const {  // of a layer's keys, or of its values
+    return element_bytes() * static_cast<std::size_t>(kv_heads) *
+           static_cast<std::size_t>(columns()) * static_cast<std::size_t>(head_dim);
+  }
+  void check() const;  // throws Error(invalid_input) for sizes that are none
+
+  // Copies column `from` of one layer to column `to`.
+  void move(std::uint8_t* keys, std::uint8_t* values, std::int32_t from, std::int32_t to) const;
+};
+
 // For graphs that write the new columns into the past's own memory at `length`: committing is
 // counting, and a rejected column is overwritten by the next step.
 class InPlaceKvCache final : public KvCache {
  public:
-  struct Shape {
-    std::int32_t layers, kv_heads, head_dim, capacity;
-  };
+  using Shape = KvMemory;
   explicit InPlaceKvCache(const Shape& shape);
 
   void begin(std::int32_t width) override;
@@ -50,13 +72,13 @@ class InPlaceKvCache final : public KvCache {
   void move(std::int32_t from, std::int32_t to);
 
   const Shape& shape() const { return shape_; }
-  float* keys(std::int32_t layer) { return keys_[layer].data(); }      // [kv_heads, capacity, head_dim]
-  float* values(std::int32_t layer) { return values_[layer].data(); }  // the same shape
+  std::uint8_t* keys(std::int32_t layer) { return keys_[layer].data(); }  // as in KvMemory
+  std::uint8_t* values(std::int32_t layer) { return values_[layer].data(); }
 
  private:
   Shape shape_;
-  std::vector<AlignedBuffer<float>> keys_;
-  std::vector<AlignedBuffer<float>> values_;
+  std::vector<AlignedBuffer<std::uint8_t>> keys_;
+  std::vector<AlignedBuffer<std::uint8_t>> values_;
 };
 
 }  // namespace specdec

@@ -90,6 +90,7 @@ class InPlaceDecoder(Decoder):
         row_tile: int = 0,
         hidden: int = 0,
         takes_rows: bool = False,
+        half_kv: bool = False,
         run: Callable[[int, int], None],
     ) -> None: ...
     def hidden(self, position: int) -> npt.NDArray[np.float32] | None: ...
@@ -122,6 +123,7 @@ def new_sequence_decoders(
     max_width: int,
     max_logit_rows: int,
     hidden: int,
+    half_kv: bool = False,
     run: Callable[[int, int], None],
 ) -> list[SequenceDecoder]: ...
 def new_attached_sequence_decoders(

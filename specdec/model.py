@@ -107,6 +107,11 @@ class Model:
         return self.config.target_layers is not None
 
     @property
+    def half_kv(self) -> bool:
+        """Whether keys and values are 16-bit floats on the CPU, else 32-bit ones."""
+        return isinstance(self._session, Session) and self._session.half_kv
+
+    @property
     def gives_hidden(self) -> bool:
         """Whether an attached drafter can read this model's hidden states."""
         return isinstance(self._session, Session) and self._session.gives_hidden

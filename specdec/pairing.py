@@ -112,3 +112,9 @@ def _check_attachment(target: Model, draft: Model) -> None:
             f"{target.folder.path}: was made by an older version of specdec, without the hidden "
             f"states that the drafter {draft.name} reads; pull or convert it again"
         )
+    if target.half_kv != draft.half_kv:
+        raise InvalidInputError(
+            f"{draft.name} is an attached drafter whose graph reads keys and values in "
+            f"{16 if draft.half_kv else 32} bits, and {target.name} writes them in "
+            f"{16 if target.half_kv else 32}; convert both with the same version and --layout"
+        )

@@ -76,10 +76,13 @@ class Session:
         except Exception as error:
             raise _cannot_load(graph, error, unregistered) from error
         self._config = config
-        self._inputs = {value.name for value in self._session.get_inputs()}
+        inputs = {value.name: value.type for value in self._session.get_inputs()}
+        self._inputs = set(inputs)
         outputs = {value.name for value in self._session.get_outputs()}
         self.gives_hidden = "hidden" in outputs
         """Whether the graph gives hidden states; those of earlier versions do not."""
+        self.half_kv = inputs.get("past_key.0") == "tensor(float16)"
+        """Whether keys and values are 16-bit floats, else they are 32-bit ones."""
         self.takes_rows = "rows" in self._inputs
         """Whether a step says of each row where it stands.
 
@@ -122,6 +125,7 @@ class Session:
             row_tile=row_tile,
             hidden=config.hidden if self.gives_hidden else 0,
             takes_rows=self.takes_rows,
+            half_kv=self.half_kv,
             run=runner,
         )
         runner.attach(decoder)
@@ -186,6 +190,7 @@ class Session:
             max_width=max(PREFILL_WIDTH, max_logit_rows),
             max_logit_rows=max_logit_rows,
             hidden=config.hidden if self.gives_hidden else 0,
+            half_kv=self.half_kv,
             run=runner,
         )
         runner.attach(decoders[0])

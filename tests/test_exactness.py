@@ -24,6 +24,7 @@ from specdec import Generator, Model, Ngram
 from specdec._core import MAX_DRAFT_LENGTH, Decoder
 from specdec.convert import LAYOUTS, convert
 from specdec.verification import RULES
+from tests.kv_columns import read_columns, write_columns
 from tests.tiny_gguf import write_tiny_drafter, write_tiny_gguf
 
 Logits = npt.NDArray[np.float32]
@@ -221,9 +222,10 @@ def test_what_lies_behind_the_length_does_not_matter(target: Model) -> None:
     fill(decoder, tokens[:40], 128)
     before = np.array(decoder.forward(tokens[40:48], 8))
     rng = np.random.default_rng(3)
-    for name, buffer in decoder.buffers().items():
-        if name.startswith(("key", "value")):
-            buffer[:, :, 40:] = 1e3 * rng.standard_normal(buffer[:, :, 40:].shape)
+    columns = read_columns(decoder)
+    for values in columns.values():
+        values[:, :, 40:] = 1e3 * rng.standard_normal(values[:, :, 40:].shape)
+    write_columns(decoder, columns)
     np.testing.assert_array_equal(decoder.forward(tokens[40:48], 8), before)
 
 

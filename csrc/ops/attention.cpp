@@ -50,10 +50,10 @@ class CachedAttention final : public Kernel {
     tensors.sine = call.input_data<float>(kSine);
     tensors.mixed = call.output<float>(
         kMixed, {1, shape.rows, std::int64_t{shape.heads} * shape.head_dim});
-    tensors.key = take_over(call.input_data<float>(kPastKey),
-                            call.output<float>(kPresentKey, cache), cache);
-    tensors.value = take_over(call.input_data<float>(kPastValue),
-                              call.output<float>(kPresentValue, cache), cache);
+    tensors.key = take_over(call.input_data<std::uint16_t>(kPastKey),
+                            call.output<std::uint16_t>(kPresentKey, cache), cache);
+    tensors.value = take_over(call.input_data<std::uint16_t>(kPastValue),
+                              call.output<std::uint16_t>(kPresentValue, cache), cache);
     if (tensors.mixed == nullptr || tensors.key == nullptr || tensors.value == nullptr) {
       refuse("all outputs must be used");
     }
@@ -64,9 +64,9 @@ class CachedAttention final : public Kernel {
     AttentionStep& mine = step;
     mine.begin(shape, tensors, kernels_, threads_);
     if (shape.rows < kManyRows) {
-      for (std::int32_t row = 0; row < shape.rows; ++row) mine.write_row(row);
+      for (std::size_t i = 0; i < mine.writes(); ++i) mine.run_write(i);
     } else {
-      call.parallel(shape.rows, [&mine](std::size_t row) noexcept { mine.write_row(row); });
+      call.parallel(mine.writes(), [&mine](std::size_t i) noexcept { mine.run_write(i); });
     }
     call.parallel(mine.workers(), [&mine](std::size_t) noexcept { mine.work(); });
   }
@@ -94,14 +94,14 @@ class CachedAttention final : public Kernel {
 Declaration cached_attention() {
   return {"CachedAttention",
           {{"qkv", ElementType::float32},
-           {"past_key", ElementType::float32},
-           {"past_value", ElementType::float32},
+           {"past_key", ElementType::float16},
+           {"past_value", ElementType::float16},
            {"rows", ElementType::int32},
            {"cosine", ElementType::float32},
            {"sine", ElementType::float32}},
           {{"mixed", ElementType::float32},
-           {"present_key", ElementType::float32},
-           {"present_value", ElementType::float32}},
+           {"present_key", ElementType::float16},
+           {"present_value", ElementType::float16}},
           [](const Node& node) -> std::unique_ptr<Kernel> {
             return std::make_unique<CachedAttention>(node);
           }};

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "kv_cache.h"
 
 namespace specdec::ops {
 
@@ -12,12 +13,13 @@ namespace specdec::ops {
 // merged in order (Milakov and Gimelshein 1805.02867, algorithm 3). Where a chunk ends depends on
 // the logical index alone, so a row comes out the same however chunks are spread over threads.
 constexpr std::int32_t kAttentionChunk = 128;
+constexpr std::int32_t kKeyTile = KvMemory::kTile;  // columns whose keys lie together
 constexpr std::int32_t kAttentionItems = 32;  // heads of rows that are worked on together
 constexpr std::int32_t kLargestHeadDim = 256;
 
 // One query head of one row.
 struct AttentionItem {
-  const float* query = nullptr;  // [head_dim, and zeros up to a multiple of 16], turned and scaled
+  const float* query = nullptr;  // [head_dim], turned and scaled
   std::int32_t visible = 0;      // as in PlannedRow
   std::int32_t contiguous = 0;
   const std::int32_t* tail = nullptr;
@@ -37,11 +39,17 @@ struct AttentionKernels {
   void (*rotate)(const float* x, const float* cosine, const float* sine, std::int32_t head_dim,
                  float scale, float* out);
 
-  // Sums of one chunk. key, value: [capacity, head_dim] of one sequence and head; n items, at most
-  // kAttentionItems, that all see a column in the chunk at least.
-  void (*sum_chunk)(const float* key, const float* value, std::int32_t head_dim,
+  // out = x rounded to the nearest halves (IEEE 754), ties to even, no further from zero than the
+  // greatest of them; x, out [n].
+  void (*halve)(const float* x, std::int32_t n, std::uint16_t* out);
+
+  // Sums of one chunk. key: halves [capacity / kKeyTile, head_dim, kKeyTile] of one sequence and head,
+  // value: halves [capacity, head_dim]; n items, at most kAttentionItems, that all see a column in the
+  // chunk at least.
+  // next: a tile of keys that is likely to be read next, to be brought near; may be null.
+  void (*sum_chunk)(const std::uint16_t* key, const std::uint16_t* value, std::int32_t head_dim,
                     std::int32_t chunk, const AttentionItem* items, std::int32_t n,
-                    const AttentionSum* sums);
+                    const AttentionSum* sums, const std::uint16_t* next);
 
   // into = the sum of both, where `next` is of the columns that follow.
   void (*merge)(const AttentionSum& into, const AttentionSum& next, std::int32_t head_dim);

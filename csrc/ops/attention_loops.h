@@ -2,26 +2,15 @@
 
 // The loops of attention. To be included by the attention_*.cpp, behind vectors_*.h and these, which
 // differ between instruction sets (attention_plain.cpp says what they do):
-//   load_part, keep_part, fold_four, fold_quarters, kScoredItems, kMixedItems, kMixedVectors
+//   load_part, keep_part, kScoredItems, kMixedItems, kMixedVectors
 
+#include "attention_halves.h"
 #include "attention_kernels.h"
+#include "attention_mix.h"
 #include "vector_math.h"
-
-// Inlined into one large function, loops are left too few registers.
-#if defined(__GNUC__)
-#define SPECDEC_OPS_APART __attribute__((noinline))
-#else
-#define SPECDEC_OPS_APART
-#endif
 
 namespace specdec::ops {
 namespace {
-
-constexpr std::int32_t kLanes = 16;
-constexpr std::int32_t kScoreRow = kAttentionChunk + kLanes;  // a tile may start at any column
-
-inline std::int32_t smaller_of(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
-inline std::int32_t greater_of(std::int32_t a, std::int32_t b) { return a > b ? a : b; }
 
 void rotate(const float* x, const float* cosine, const float* sine, std::int32_t head_dim,
             float scale, float* out) {
@@ -40,7 +29,7 @@ void rotate(const float* x, const float* cosine, const float* sine, std::int32_t
   }
 }
 
-inline void fetch(const float* x) {
+inline void fetch(const std::uint16_t* x) {
 #if defined(__GNUC__)
   __builtin_prefetch(x, 0, 2);  // not to the nearest cache: a chunk would push itself out of it
 #else
@@ -48,102 +37,124 @@ inline void fetch(const float* x) {
 #endif
 }
 
-// out[r][0..15] = the products of kItems queries with 16 keys. kVectors: head_dim / 16, or 0 where it
-// is known at run time only. ahead: the next 16 keys, null: nothing is to be brought near. (Values
-// are left to the hardware: asked for too, they crowd out the keys.)
+// What is to be brought near while a tile of keys is worked on, each as large as it; null: nothing.
+struct Ahead {
+  const std::uint16_t* keys = nullptr;    // the tile that follows
+  const std::uint16_t* values = nullptr;  // those of the tile's columns
+};
+
+// out[r][0..16 * kVectors - 1] = the products of kItems queries with keys of a tile [head_dim, 32], each
+// the sum of its elements' in their order.
 template <int kItems, int kVectors>
-inline void score_tile(const float* const* keys, std::int32_t head_dim,
-                       const float* const* queries, float* const* out, const float* ahead) {
-  const std::int32_t vectors = kVectors > 0 ? kVectors : head_dim / kLanes;
-  const std::int32_t rest = kVectors > 0 ? 0 : head_dim % kLanes;
-  Floats quarters[kItems][4];
-  for (int first = 0; first < 4; ++first) {
-    Floats sum[kItems][4];
-    for (int j = 0; j < 4; ++j) {
-      const float* key = keys[4 * j + first];
-      if (ahead != nullptr) {
-        const float* next = ahead + (4 * first + j) * head_dim;
-        for (std::int32_t v = 0; v < vectors; ++v) fetch(next + v * kLanes);
-      }
-      for (int r = 0; r < kItems; ++r) sum[r][j] = all(0.0f);
-      for (std::int32_t v = 0; v < vectors; ++v) {
-        const Floats part = load(key + v * kLanes);
-        for (int r = 0; r < kItems; ++r) {
-          sum[r][j] = fma(load(queries[r] + v * kLanes), part, sum[r][j]);
-        }
-      }
-      if (rest > 0) {
-        const Floats part = load_part(key + vectors * kLanes, rest);
-        for (int r = 0; r < kItems; ++r) {
-          sum[r][j] = fma(load(queries[r] + vectors * kLanes), part, sum[r][j]);
-        }
-      }
-    }
+SPECDEC_OPS_APART void score_tile(const std::uint16_t* tile, std::int32_t head_dim,
+                                  const float* const* queries, float* const* out,
+                                  const Ahead& ahead) {
+  Floats sum[kItems][kVectors];
+  for (int r = 0; r < kItems; ++r) {
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = all(0.0f);
+  }
+  for (std::int32_t d = 0; d < head_dim; ++d) {
+    Floats key[kVectors];
+    for (int v = 0; v < kVectors; ++v) key[v] = load(tile + d * kKeyTile + v * kLanes);
+    if (ahead.keys != nullptr) fetch(ahead.keys + d * kKeyTile);
+    if (ahead.values != nullptr) fetch(ahead.values + d * kKeyTile);
     for (int r = 0; r < kItems; ++r) {
-      quarters[r][first] = fold_four(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+      const Floats query = all(queries[r][d]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(query, key[v], sum[r][v]);
     }
   }
   for (int r = 0; r < kItems; ++r) {
-    const Floats* q = quarters[r];
-    store(fold_quarters(q[0], q[1], q[2], q[3]), out[r]);
+    for (int v = 0; v < kVectors; ++v) store(sum[r][v], out[r] + v * kLanes);
   }
 }
 
 // Takes items one by one and works on as many as fit into registers.
-template <int kVectors>
 class Scorer {
  public:
-  Scorer(const float* const* keys, std::int32_t head_dim, const float* ahead)
-      : keys_(keys), head_dim_(head_dim), ahead_(ahead) {}
+  // columns: that are wanted of the tile. items: to come, at least.
+  Scorer(const std::uint16_t* tile, std::int32_t head_dim, std::int32_t columns, const Ahead& ahead,
+         std::int32_t items)
+      : tile_(tile),
+        head_dim_(head_dim),
+        whole_(columns > kLanes),
+        more_(items > kScoredItems),
+        ahead_(ahead) {}
 
   void add(const float* query, float* out) {
     queries_[held_] = query;
     out_[held_] = out;
     if (++held_ < kScoredItems) return;
-    score_tile<kScoredItems, kVectors>(keys_, head_dim_, queries_, out_, ahead_);
-    ahead_ = nullptr;  // once is enough
+    score<kScoredItems>(0);
     held_ = 0;
   }
 
   void finish() {
-    for (int r = 0; r < held_; ++r) {
-      score_tile<1, kVectors>(keys_, head_dim_, queries_ + r, out_ + r, ahead_);
-      ahead_ = nullptr;
+    int r = 0;
+    if constexpr (kScoredItems > 3) {
+      for (; r + 3 <= held_; r += 3) score<3>(r);
     }
+    for (; r < held_; ++r) score<1>(r);
     held_ = 0;
   }
 
  private:
-  const float* const* keys_;
+  template <int kItems>
+  void score(int first) {
+    // Once is enough, and with more to do not all at a time.
+    const Ahead ahead = more_ ? Ahead{ahead_.keys, nullptr} : ahead_;
+    const auto score = whole_ ? score_tile<kItems, 2> : score_tile<kItems, 1>;
+    score(tile_, head_dim_, queries_ + first, out_ + first, ahead);
+    ahead_ = {nullptr, more_ ? ahead_.values : nullptr};
+    more_ = false;
+  }
+
+  const std::uint16_t* tile_;
   std::int32_t head_dim_;
-  const float* ahead_;
+  bool whole_;  // else the first half
+  bool more_;
+  Ahead ahead_;
   int held_ = 0;
   const float* queries_[kScoredItems];
   float* out_[kScoredItems];
 };
 
+// The heads of a row, which see the same columns: the scores of those that are not contiguous.
+void score_tail(const std::uint16_t* key, std::int32_t head_dim, std::int32_t begin,
+                std::int32_t end, const AttentionItem* items, std::int32_t n, float* scores) {
+  alignas(64) float found[kAttentionItems][kKeyTile];
+  const AttentionItem& item = items[0];
+  const std::int32_t stop = smaller_of(end, item.visible);
+  const auto column = [&](std::int32_t i) { return item.tail[i - item.contiguous]; };
+  for (std::int32_t i = greater_of(begin, item.contiguous); i < stop;) {
+    const std::int32_t tile = column(i) / kKeyTile;
+    Scorer scorer(key_tile(key, head_dim, tile), head_dim, kKeyTile, {}, n);
+    for (std::int32_t r = 0; r < n; ++r) scorer.add(items[r].query, found[r]);
+    scorer.finish();
+    for (; i < stop && column(i) / kKeyTile == tile; ++i) {
+      for (std::int32_t r = 0; r < n; ++r) {
+        scores[r * kAttentionChunk + (i - begin)] = found[r][column(i) % kKeyTile];
+      }
+    }
+  }
+}
+
 // scores[item][i] = the product of its query with the key of its column begin + i, for all columns
 // it sees up to `end`; what lies behind these is undefined.
-template <int kVectors>
-SPECDEC_OPS_APART void score_chunk(const float* key, std::int32_t head_dim, std::int32_t begin,
-                                   std::int32_t end, const AttentionItem* items, std::int32_t n,
-                                   float* scores) {
-  const auto at = [&](std::int32_t column) {
-    return key + static_cast<std::size_t>(column) * static_cast<std::size_t>(head_dim);
-  };
+void score_chunk(const std::uint16_t* key, const std::uint16_t* value, const std::uint16_t* next,
+                 std::int32_t head_dim, std::int32_t begin, std::int32_t end,
+                 const AttentionItem* items, std::int32_t n, float* scores) {
   std::int32_t shared = 0;
   for (std::int32_t i = 0; i < n; ++i) shared = greater_of(shared, items[i].contiguous);
   shared = smaller_of(shared, end);
-  const float* keys[kLanes];
-  for (std::int32_t tile = begin; tile < shared; tile += kLanes) {
-    // The last tile reads its last key again: what is behind it may be anybody's.
-    for (int j = 0; j < kLanes; ++j) keys[j] = at(smaller_of(tile + j, shared - 1));
-    // Nothing behind the last is to be read.
-    const float* ahead = shared < kLanes ? nullptr : at(smaller_of(tile + kLanes, shared - kLanes));
-    Scorer<kVectors> scorer(keys, head_dim, ahead);
+  for (std::int32_t first = begin; first < shared; first += kKeyTile) {
+    const std::uint16_t* tile = key_tile(key, head_dim, first / kKeyTile);
+    const std::uint16_t* after = first + kKeyTile < shared ? tile + kKeyTile * head_dim : next;
+    Scorer scorer(tile, head_dim, shared - first,
+                  {after, value + static_cast<std::size_t>(first) * static_cast<std::size_t>(head_dim)},
+                  n);
     for (std::int32_t i = 0; i < n; ++i) {
-      if (items[i].contiguous <= tile) continue;
-      scorer.add(items[i].query, scores + i * kScoreRow + (tile - begin));
+      if (items[i].contiguous <= first) continue;
+      scorer.add(items[i].query, scores + i * kAttentionChunk + (first - begin));
     }
     scorer.finish();
   }
@@ -154,17 +165,8 @@ SPECDEC_OPS_APART void score_chunk(const float* key, std::int32_t head_dim, std:
            items[after].contiguous == item.contiguous && items[after].visible == item.visible) {
       ++after;
     }
-    const std::int32_t stop = smaller_of(end, item.visible);
-    for (std::int32_t tile = greater_of(begin, item.contiguous); tile < stop; tile += kLanes) {
-      for (int j = 0; j < kLanes; ++j) {
-        keys[j] = at(item.tail[smaller_of(tile + j, stop - 1) - item.contiguous]);
-      }
-      Scorer<kVectors> scorer(keys, head_dim, nullptr);
-      for (std::int32_t i = first; i < after; ++i) {
-        scorer.add(items[i].query, scores + i * kScoreRow + (tile - begin));
-      }
-      scorer.finish();
-    }
+    score_tail(key, head_dim, begin, end, items + first, after - first,
+               scores + first * kAttentionChunk);
     first = after;
   }
 }
@@ -193,136 +195,18 @@ void weigh(float* scores, std::int32_t n, float& greatest, float& total) {
   total = fold_add(sum);
 }
 
-// sum[r] += weights[r][i] * values[i][16 * kVectors], i ascending. A row of values is `stride` apart.
-template <int kItems, int kVectors>
-inline void mix(const float* values, std::int32_t stride, std::int32_t n,
-                const float* const* weights, Floats (&sum)[kItems][kVectors]) {
-  for (std::int32_t i = 0; i < n; ++i) {
-    Floats value[kVectors];
-    for (int v = 0; v < kVectors; ++v) value[v] = load(values + v * kLanes);
-    for (int r = 0; r < kItems; ++r) {
-      const Floats weight = all(weights[r][i]);
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(weight, value[v], sum[r][v]);
-    }
-    values += stride;
-  }
-}
-
-// The weighted sums of kItems items: 16 * kVectors elements of each head from `offset` on.
-template <int kItems, int kVectors>
-SPECDEC_OPS_APART void mix_items(const float* value, std::int32_t head_dim, std::int32_t offset, std::int32_t begin,
-               std::int32_t end, const AttentionItem* items, const float* scores,
-               const AttentionSum* sums) {
-  const auto at = [&](std::int32_t column) {
-    return value + static_cast<std::size_t>(column) * static_cast<std::size_t>(head_dim) + offset;
-  };
-  std::int32_t shared = end;
-  const float* weights[kItems];
-  for (int r = 0; r < kItems; ++r) {
-    shared = smaller_of(shared, items[r].contiguous);
-    weights[r] = scores + r * kScoreRow;
-  }
-  shared = greater_of(shared, begin);
-  Floats sum[kItems][kVectors];
-  for (int r = 0; r < kItems; ++r) {
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = all(0.0f);
-  }
-  mix<kItems, kVectors>(at(begin), head_dim, shared - begin, weights, sum);
-  for (int r = 0; r < kItems; ++r) {
-    float* mixed = sums[r].mixed + offset;
-    for (int v = 0; v < kVectors; ++v) store(sum[r][v], mixed + v * kLanes);
-  }
-  for (int r = 0; r < kItems; ++r) {
-    const AttentionItem& item = items[r];
-    const std::int32_t stop = smaller_of(end, item.visible);
-    if (shared >= stop) continue;
-    float* mixed = sums[r].mixed + offset;
-    Floats own[1][kVectors];
-    for (int v = 0; v < kVectors; ++v) own[0][v] = load(mixed + v * kLanes);
-    for (std::int32_t i = shared; i < stop; ++i) {
-      const std::int32_t column = i < item.contiguous ? i : item.tail[i - item.contiguous];
-      const float* weight = weights[r] + (i - begin);
-      mix<1, kVectors>(at(column), 0, 1, &weight, own);
-    }
-    for (int v = 0; v < kVectors; ++v) store(own[0][v], mixed + v * kLanes);
-  }
-}
-
-// The same of the last `rest` < 16 elements of one head.
-void mix_rest(const float* value, std::int32_t head_dim, std::int32_t rest, std::int32_t begin,
-              std::int32_t end, const AttentionItem& item, const float* weights, float* mixed) {
-  const std::int32_t stop = smaller_of(end, item.visible);
-  const std::int32_t offset = head_dim - rest;
-  Floats sum = all(0.0f);
-  for (std::int32_t i = begin; i < stop; ++i) {
-    const std::int32_t column = i < item.contiguous ? i : item.tail[i - item.contiguous];
-    const float* from =
-        value + static_cast<std::size_t>(column) * static_cast<std::size_t>(head_dim) + offset;
-    sum = fma(all(weights[i - begin]), load_part(from, rest), sum);
-  }
-  store_part(sum, mixed + offset, rest);
-}
-
-template <int kItems>
-void mix_block(const float* value, std::int32_t head_dim, std::int32_t begin, std::int32_t end,
-               const AttentionItem* items, const float* scores, const AttentionSum* sums) {
-  std::int32_t offset = 0;
-  for (; offset + kMixedVectors * kLanes <= head_dim; offset += kMixedVectors * kLanes) {
-    mix_items<kItems, kMixedVectors>(value, head_dim, offset, begin, end, items, scores, sums);
-  }
-  for (; offset + kLanes <= head_dim; offset += kLanes) {
-    mix_items<kItems, 1>(value, head_dim, offset, begin, end, items, scores, sums);
-  }
-  if (offset == head_dim) return;
-  for (int r = 0; r < kItems; ++r) {
-    mix_rest(value, head_dim, head_dim - offset, begin, end, items[r], scores + r * kScoreRow,
-             sums[r].mixed);
-  }
-}
-
-void mix_all(const float* value, std::int32_t head_dim, std::int32_t begin, std::int32_t end,
-             const AttentionItem* items, std::int32_t n, const float* scores,
-             const AttentionSum* sums) {
-  const auto mix_from = [&](auto block, std::int32_t i) {
-    block(value, head_dim, begin, end, items + i, scores + i * kScoreRow, sums + i);
-  };
-  std::int32_t i = 0;
-  for (; i + kMixedItems <= n; i += kMixedItems) mix_from(mix_block<kMixedItems>, i);
-  if constexpr (kMixedItems > 3) {
-    if (i + 3 <= n) {
-      mix_from(mix_block<3>, i);
-      i += 3;
-    }
-  }
-  if constexpr (kMixedItems > 2) {
-    if (i + 2 <= n) {
-      mix_from(mix_block<2>, i);
-      i += 2;
-    }
-  }
-  for (; i < n; ++i) mix_from(mix_block<1>, i);
-}
-
-void sum_chunk(const float* key, const float* value, std::int32_t head_dim, std::int32_t chunk,
-               const AttentionItem* items, std::int32_t n, const AttentionSum* sums) {
-  alignas(64) float scores[kAttentionItems * kScoreRow];
+void sum_chunk(const std::uint16_t* key, const std::uint16_t* value, std::int32_t head_dim,
+               std::int32_t chunk, const AttentionItem* items, std::int32_t n,
+               const AttentionSum* sums, const std::uint16_t* next) {
+  alignas(64) float scores[kAttentionItems * kAttentionChunk];
   const std::int32_t begin = chunk * kAttentionChunk;
   const std::int32_t end = begin + kAttentionChunk;
-  switch (head_dim) {
-    case 64:
-      score_chunk<4>(key, head_dim, begin, end, items, n, scores);
-      break;
-    case 128:
-      score_chunk<8>(key, head_dim, begin, end, items, n, scores);
-      break;
-    default:
-      score_chunk<0>(key, head_dim, begin, end, items, n, scores);
-  }
+  score_chunk(key, value, next, head_dim, begin, end, items, n, scores);
   for (std::int32_t i = 0; i < n; ++i) {
-    weigh(scores + i * kScoreRow, smaller_of(end, items[i].visible) - begin, *sums[i].greatest,
+    weigh(scores + i * kAttentionChunk, smaller_of(end, items[i].visible) - begin, *sums[i].greatest,
           *sums[i].total);
   }
-  mix_all(value, head_dim, begin, end, items, n, scores, sums);
+  mix_chunk(value, head_dim, begin, end, items, n, scores, sums);
 }
 
 void merge(const AttentionSum& into, const AttentionSum& next, std::int32_t head_dim) {
@@ -351,7 +235,7 @@ void finish(const AttentionSum& sum, std::int32_t head_dim) {
   }
 }
 
-constexpr AttentionKernels kKernels = {rotate, sum_chunk, merge, finish};
+constexpr AttentionKernels kKernels = {rotate, halve, sum_chunk, merge, finish};
 
 }  // namespace
 }  // namespace specdec::ops

@@ -56,14 +56,18 @@ AttentionShape attention_shape(std::int64_t width, std::int64_t heads, std::int6
   shape.head_dim = static_cast<std::int32_t>(head_dim);
   shape.sequences = narrow(past_key[0], "the list of sequences");
   shape.capacity = narrow(past_key[2], "the cache");
+  if (shape.capacity % kKeyTile != 0) {
+    refuse("the cache has room for " + std::to_string(shape.capacity) +
+           " columns; it must be a multiple of " + std::to_string(kKeyTile));
+  }
   shape.positions = narrow(cosine[0], "the rotary table");
   return shape;
 }
 
-float* take_over(const float* past, float* present, const Shape& cache) {
+std::uint16_t* take_over(const std::uint16_t* past, std::uint16_t* present, const Shape& cache) {
   if (past != present && present != nullptr) {
     const std::int64_t size = cache[0] * cache[1] * cache[2] * cache[3];
-    std::memcpy(present, past, sizeof(float) * static_cast<std::size_t>(size));
+    std::memcpy(present, past, sizeof *past * static_cast<std::size_t>(size));
   }
   return present;
 }

@@ -23,6 +23,6 @@ AttentionShape attention_shape(std::int64_t width, std::int64_t heads, std::int6
 
 // The memory that a cache is read from and written to: that of the output `present`, into which the
 // input's is copied where the two are not one.
-float* take_over(const float* past, float* present, const Shape& cache);
+std::uint16_t* take_over(const std::uint16_t* past, std::uint16_t* present, const Shape& cache);
 
 }  // namespace specdec::ops

@@ -13,7 +13,7 @@ struct AttentionShape {
   std::int32_t kv_heads = 0;
   std::int32_t head_dim = 0;   // a multiple of 8, at most 256
   std::int32_t sequences = 0;  // B
-  std::int32_t capacity = 0;   // columns of the cache
+  std::int32_t capacity = 0;   // columns of the cache, a multiple of kKeyTile
   std::int32_t positions = 0;  // P, rows of the rotary tables
 
   std::int32_t group() const { return heads / kv_heads; }
@@ -38,6 +38,10 @@ class AttentionPlan {
 
   const PlannedRow& row(std::int32_t index) const {
     return rows_[static_cast<std::size_t>(index)];
+  }
+  // Where a row's angles begin in the rotary tables.
+  std::size_t angles(std::int32_t index, std::int32_t head_dim) const {
+    return static_cast<std::size_t>(row(index).visible - 1) * static_cast<std::size_t>(head_dim / 2);
   }
   const std::int32_t* tail(const PlannedRow& row) const { return columns_.data() + row.tail; }
 

@@ -163,15 +163,18 @@ class DecoderLayers final : public Kernel {
   }
 
   // The memory that a cache is read from and written to.
-  static float* cache(const Call& call, std::size_t layer, LayerInput which,
+  static std::uint16_t* cache(const Call& call, std::size_t layer, LayerInput which,
                       const AttentionShape& shape) {
     const Tensor past = call.input(kFirstOfLayers + layer * kLayerInputs + which);
+    if (past.type() != ElementType::float16) {
+      refuse("past_key and past_value must be 16-bit floats");
+    }
     const Shape expected{shape.sequences, shape.kv_heads, shape.capacity, shape.head_dim};
     require(past.shape(), expected, which == kPastKey ? "past_key" : "past_value");
-    float* const present = call.output<float>(
+    std::uint16_t* const present = call.output<std::uint16_t>(
         kFirstPresent + 2 * layer + (which == kPastKey ? 0 : 1), expected);
     if (present == nullptr) refuse("all outputs must be used");
-    return take_over(past.data<float>(), present, expected);
+    return take_over(past.data<std::uint16_t>(), present, expected);
   }
 
   const std::int64_t heads_;
@@ -196,7 +199,7 @@ Declaration decoder_layers() {
            {"layers", ElementType::any, Presence::variadic}},
           {{"new_residual", ElementType::float32},
            {"new_update", ElementType::float32},
-           {"present", ElementType::float32, Presence::variadic}},
+           {"present", ElementType::float16, Presence::variadic}},
           [](const Node& node) -> std::unique_ptr<Kernel> {
             return std::make_unique<DecoderLayers>(node);
           }};

@@ -82,8 +82,8 @@ void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache,
   multiply(layer.qkv, 1, thread, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply(layer.qkv, hidden_rows_, begin, end, shape_.qkv, qkv_);
   });
-  thread.stage(hidden_rows_.rows, [&](std::int64_t row) {
-    attention_.write_row(static_cast<std::size_t>(row));
+  thread.stage(static_cast<std::int64_t>(attention_.writes()), [&](std::int64_t write) {
+    attention_.run_write(static_cast<std::size_t>(write));
   });
   thread.stage(static_cast<std::int64_t>(attention_.units()), [&](std::int64_t unit) {
     attention_.run_unit(static_cast<std::size_t>(unit));

@@ -20,8 +20,8 @@ struct LayerWeights {
 };
 
 struct LayerCache {
-  float* key;    // [B, kv_heads, capacity, head_dim]
-  float* value;  // the same
+  std::uint16_t* key;  // as in AttentionTensors
+  std::uint16_t* value;
 };
 
 struct LayersShape {

@@ -82,6 +82,13 @@ class Tensors {
 
 Shape Tensor::shape() const { return Tensors::shape(api_, value_); }
 
+ElementType Tensor::type() const {
+  const ShapeInfo info(api_, value_);
+  int type = 0;
+  check(api_, abi::GetTensorElementType::of(api_)(info.get(), &type), "a tensor's type is unknown");
+  return static_cast<ElementType>(type);
+}
+
 const void* Tensor::raw() const {
   void* data = nullptr;
   // There is no other function for reading; nothing is written through it.

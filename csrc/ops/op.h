@@ -17,7 +17,15 @@ namespace specdec::ops {
 // from a node's attributes (Declaration); a kernel computes (Kernel). Both throw specdec::Error: the
 // runtime then reports the op's name and the message.
 
-enum class ElementType : int { any = 0, float32 = 1, uint8 = 2, uint16 = 4, int32 = 6, int64 = 7 };
+enum class ElementType : int {
+  any = 0,
+  float32 = 1,
+  uint8 = 2,
+  uint16 = 4,
+  int32 = 6,
+  int64 = 7,
+  float16 = 10,
+};
 
 enum class Presence : int {
   required = abi::kRequired,
@@ -57,6 +65,7 @@ class Tensor {
   Tensor(const OrtApi* api, const OrtValue* value) : api_(api), value_(value) {}
 
   Shape shape() const;  // throws where the rank is above Shape::kMaxRank
+  ElementType type() const;
 
   template <class T>
   const T* data() const {

@@ -29,6 +29,17 @@ inline Floats load_halves(const std::uint16_t* x) {
   const auto* part = reinterpret_cast<const __m128i*>(x);
   return {_mm256_cvtph_ps(_mm_loadu_si128(part)), _mm256_cvtph_ps(_mm_loadu_si128(part + 1))};
 }
+inline Floats load_halves_part(const std::uint16_t* x, int count) {
+  std::uint16_t whole[16] = {};
+  std::memcpy(whole, x, static_cast<std::size_t>(count) * sizeof *x);
+  return load_halves(whole);
+}
+inline void store_halves(Floats x, std::uint16_t* out) {
+  auto* part = reinterpret_cast<__m128i*>(out);
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  _mm_storeu_si128(part, _mm256_cvtps_ph(x.low, kNearest));
+  _mm_storeu_si128(part + 1, _mm256_cvtps_ph(x.high, kNearest));
+}
 inline void store(Floats x, float* out) {
   _mm256_storeu_ps(out, x.low);
   _mm256_storeu_ps(out + 8, x.high);

@@ -36,6 +36,15 @@ inline Floats load(const float* x) { return _mm512_loadu_ps(x); }
 inline Floats load_halves(const std::uint16_t* x) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
 }
+// The first `count`, 1 to 16, and zeros; nothing is read behind them.
+inline Floats load_halves_part(const std::uint16_t* x, int count) {
+  return _mm512_cvtph_ps(
+      _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1u), x));
+}
+inline void store_halves(Floats x, std::uint16_t* out) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                      _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 inline void store(Floats x, float* out) { _mm512_storeu_ps(out, x); }
 inline void store_part(Floats x, float* out, int count) {
   _mm512_mask_storeu_ps(out, static_cast<__mmask16>((1u << count) - 1u), x);

@@ -41,6 +41,16 @@ inline Floats load_halves(const std::uint16_t* x) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x + 4 * i)));
   });
 }
+inline Floats load_halves_part(const std::uint16_t* x, int count) {
+  std::uint16_t whole[16] = {};
+  std::memcpy(whole, x, static_cast<std::size_t>(count) * sizeof *x);
+  return load_halves(whole);
+}
+inline void store_halves(Floats x, std::uint16_t* out) {
+  for (int i = 0; i < 4; ++i) {
+    vst1_u16(out + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.part[i])));
+  }
+}
 inline void store(Floats x, float* out) {
   for (int i = 0; i < 4; ++i) vst1q_f32(out + 4 * i, x.part[i]);
 }

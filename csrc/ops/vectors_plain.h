@@ -47,6 +47,22 @@ inline float float_of_half(std::uint16_t x) {
   return float_of(((magnitude << 13) + (bias << 23)) | sign);
 }
 
+// x rounded to the nearest half, ties to even; beyond the largest one, infinite.
+inline std::uint16_t half_of_float(float x) {
+  const std::uint32_t sign = bits_of(x) >> 16 & 0x8000u;
+  const float magnitude = float_of(bits_of(x) & 0x7FFFFFFFu);
+  std::uint32_t half;
+  if (magnitude < 0x1p-14f) {  // to whole multiples of 2^-24, which end at the sum's last bit
+    half = bits_of(magnitude + 0.5f) - bits_of(0.5f);
+  } else if (magnitude < 65520.0f) {
+    const std::uint32_t bits = bits_of(magnitude) - (112u << 23);
+    half = (bits + 0x0FFFu + (bits >> 13 & 1u)) >> 13;
+  } else {
+    half = magnitude > 65519.0f ? 0x7C00u : 0x7E00u;  // NaN exceeds nothing
+  }
+  return static_cast<std::uint16_t>(sign | half);
+}
+
 inline Floats all(float x) {
   return by_lanes([&](int) { return x; });
 }
@@ -55,6 +71,12 @@ inline Floats load(const float* x) {
 }
 inline Floats load_halves(const std::uint16_t* x) {
   return by_lanes([&](int i) { return float_of_half(x[i]); });
+}
+inline Floats load_halves_part(const std::uint16_t* x, int count) {  // the first `count`, and zeros
+  return by_lanes([&](int i) { return i < count ? float_of_half(x[i]) : 0.0f; });
+}
+inline void store_halves(const Floats& x, std::uint16_t* out) {  // rounded to nearest even
+  for (int i = 0; i < 16; ++i) out[i] = half_of_float(x.lane[i]);
 }
 inline void store(const Floats& x, float* out) { std::memcpy(out, x.lane, sizeof x.lane); }
 inline void store_part(const Floats& x, float* out, int count) {  // the first `count`, 0 to 16

@@ -8,8 +8,8 @@ int32 [], past + S; ``first_logit_row`` int64 [1]; ``past_key.{i}`` and ``past_v
 
 A fused layout's graph takes, in place of the two lengths, ``rows`` int32 [4, S]: of each token the
 sequence, the sequence's committed length, the column that the token's K/V are written to, and the
-row before it on its path in this step (-1: the last committed column). Its caches hold any number
-of sequences. Its operators are in the core's library, ``specdec._core``.
+row before it on its path in this step (-1: the last committed column). Its caches are float16 and
+hold any number of sequences. Its operators are in the core's library, ``specdec._core``.
 
 An attached drafter has one more input, ``features`` float32 [1, S, hidden]: for each token the
 ``hidden`` of the position before it, the target's or, of a token that the drafter proposed itself,

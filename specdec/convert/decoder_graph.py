@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ class DecoderGraph:
 
     sequences: int | str = 1
     """How many sequences the cache holds."""
+
+    kv_type: type[np.floating[Any]] = np.float32
+    """Of the elements of the cache."""
 
     def __init__(self, checkpoint: Checkpoint, layout: Layout, graph: Graph) -> None:
         self.checkpoint = checkpoint
@@ -62,8 +66,8 @@ class DecoderGraph:
         cache = [self.sequences, config.kv_heads, "capacity", config.head_dim]
         for layer in range(config.layers):
             for part in ("key", "value"):
-                graph.input(f"past_{part}.{layer}", np.float32, cache)
-                graph.output(f"present_{part}.{layer}", np.float32, cache)
+                graph.input(f"past_{part}.{layer}", self.kv_type, cache)
+                graph.output(f"present_{part}.{layer}", self.kv_type, cache)
         cosine, sine = rotary_tables(self.checkpoint)
         graph.initializer("rotary.cosine", cosine)
         graph.initializer("rotary.sine", sine)

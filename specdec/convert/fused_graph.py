@@ -23,6 +23,7 @@ class FusedGraph(DecoderGraph):
     """The caches hold any number of sequences: ``rows`` says which one a token belongs to."""
 
     sequences = "sequences"
+    kv_type = np.float16
 
     def _declare_positions(self) -> None:
         self.graph.input("rows", np.int32, [4, "S"])

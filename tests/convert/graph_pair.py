@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bench.graph_runner import positions, session_options
+from bench.graph_runner import new_cache, positions, session_options
 from specdec.model_folder import ModelFolder
 
 Floats = NDArray[np.float32]
@@ -27,11 +27,10 @@ class GraphPair:
         self._target = session(target / "model.onnx")
         self._drafter = session(drafter / "model.onnx")
         config = ModelFolder.open(target).config
-        shape = (1, config.kv_heads, capacity, config.head_dim)
         self.cache = {
-            f"{part}.{layer}": ort.OrtValue.ortvalue_from_numpy(np.full(shape, garbage, np.float32))
-            for layer in range(config.layers)
-            for part in ("key", "value")
+            value.name.removeprefix("past_"): new_cache(value.shape, value.type, capacity, garbage)
+            for value in self._target.get_inputs()
+            if value.name.startswith("past_")
         }
         self._layers = range(config.layers)
 

@@ -48,6 +48,9 @@ def _scales_of_bytes(words: Array) -> Array:
     return np.stack([unit * 16 * a, unit * (ratio * b - 128 * a)], axis=2)
 
 
+KV_TYPES = {False: np.float64, True: np.float16}  # what is written is rounded, or not
+
+
 class ReferenceGraph:
     """A written graph and its K/V of ``capacity`` columns, which begin as ``garbage``."""
 
@@ -70,9 +73,8 @@ class ReferenceGraph:
         for value in graph.input:
             shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
             if value.name.startswith("past_") and cache is None:
-                self.cache[value.name] = np.full(
-                    (sequences, shape[1], capacity, shape[3]), garbage, np.float64
-                )
+                size, dtype = (sequences, shape[1], capacity, shape[3]), KV_TYPES[rounded]
+                self.cache[value.name] = np.full(size, garbage, dtype)
 
     def step(
         self, tokens: list[int], rows: Array, first_row: int = 0, features: Array | None = None

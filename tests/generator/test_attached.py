@@ -28,6 +28,7 @@ from specdec.convert import convert
 from specdec.convert.htp.folder import convert_htp
 from tests.cli.conftest import cli
 from tests.convert.graph_pair import GraphPair
+from tests.kv_columns import read_columns
 from tests.tiny_gguf import DEFAULT_VOCAB, random_llama, write_tiny_drafter, write_tiny_gguf
 
 __all__ = ["cli"]
@@ -81,11 +82,8 @@ def decoders(monkeypatch: pytest.MonkeyPatch) -> list[Decoder]:
 
 def caches(decoder: Decoder) -> dict[str, np.ndarray[Any, Any]]:
     """The committed columns of every layer."""
-    return {
-        name: buffer[:, :, : decoder.length].copy()
-        for name, buffer in decoder.buffers().items()
-        if name.startswith(("key", "value"))
-    }
+    columns = read_columns(decoder)
+    return {name: values[:, :, : decoder.length] for name, values in columns.items()}
 
 
 # The text, and what is left behind

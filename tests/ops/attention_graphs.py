@@ -10,10 +10,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from tests.kv_columns import from_tiles, to_tiles
 from tests.ops.one_graph import INSTRUCTION_SETS as INSTRUCTION_SETS
 from tests.ops.one_graph import node_of, session_of
 
 Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
 Ints = NDArray[np.int32]
 
 
@@ -45,7 +47,9 @@ def session(shape: Shape, threads: int = 1, **attributes: object) -> ort.Inferen
     outputs = ["mixed", "present_key", "present_value"]
     values = {"heads": shape.heads, "kv_heads": shape.kv_heads, **attributes}
     node = node_of("CachedAttention", names, outputs, **values)
-    types = {"rows": TensorProto.INT32}
+    types = {"rows": TensorProto.INT32} | dict.fromkeys(
+        (*names[1:3], *outputs[1:]), TensorProto.FLOAT16
+    )
     return session_of([node], dict.fromkeys(names), outputs, {}, types, threads)
 
 
@@ -74,21 +78,32 @@ class Cache:
     """K/V that an op writes in place; what nobody wrote is NaN."""
 
     def __init__(self, shape: Shape) -> None:
-        self.key = np.full(shape.cache, np.nan, np.float32)
-        self.value = np.full(shape.cache, np.nan, np.float32)
+        self.tiles: Halves = np.full(shape.cache, np.nan, np.float16)  # as the op has the keys
+        self.value: Halves = np.full(shape.cache, np.nan, np.float16)
+
+    @property
+    def key(self) -> Halves:
+        """The keys, column by column; a copy."""
+        return from_tiles(self.tiles)
+
+    @key.setter
+    def key(self, key: Halves) -> None:
+        self.tiles = to_tiles(key)
 
     def fill(self, seed: int, lengths: Sequence[int]) -> Cache:
         """Random columns before the lengths of the sequences."""
         rng = np.random.default_rng(seed)
+        key = self.key
         for sequence, length in enumerate(lengths):
-            for tensor in (self.key, self.value):
+            for tensor in (key, self.value):
                 part = tensor[sequence, :, :length]
                 part[:] = rng.standard_normal(part.shape)
+        self.key = key
         return self
 
     def copy(self) -> Cache:
         other = object.__new__(Cache)
-        other.key, other.value = self.key.copy(), self.value.copy()
+        other.tiles, other.value = self.tiles.copy(), self.value.copy()
         return other
 
 
@@ -108,17 +123,17 @@ class Attention:
         cosine, sine = self.tables
         fed = {
             "qkv": np.ascontiguousarray(qkv[None]),
-            "past_key": cache.key,
+            "past_key": cache.tiles,
             "past_value": cache.value,
             "rows": np.ascontiguousarray(rows),
             "cosine": cosine,
             "sine": sine,
         }
         if not self._in_place:
-            mixed, cache.key, cache.value = self._session.run(None, fed)
+            mixed, cache.tiles, cache.value = self._session.run(None, fed)
             return mixed[0]
         mixed = np.empty((1, len(qkv), self.shape.heads * self.shape.head_dim), np.float32)
-        written = {"mixed": mixed, "present_key": cache.key, "present_value": cache.value}
+        written = {"mixed": mixed, "present_key": cache.tiles, "present_value": cache.value}
         binding = self._session.io_binding()
         for name, array in fed.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -142,9 +157,12 @@ def path_of(rows: Ints, row: int) -> list[int]:
 
 
 def reference(
-    shape: Shape, qkv: Floats, rows: Ints, cache: Cache
+    shape: Shape, qkv: Floats, rows: Ints, cache: Cache, written: Cache
 ) -> tuple[NDArray[np.float64], Cache]:
-    """The definition, in float64: mixed [S, heads * head_dim], and the cache after the step."""
+    """The definition, in float64: mixed [S, heads * head_dim], and the cache after it.
+
+    Keys are read as they were ``written``: to which half one is rounded may hang on its last bit.
+    """
     after = cache.copy()
     cosine, sine = (table.astype(np.float64) for table in shape.tables())
     dim, half = shape.head_dim, shape.head_dim // 2
@@ -155,18 +173,21 @@ def reference(
         return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
 
     positions = [int(rows[1, i]) + len(path_of(rows, i)) - 1 for i in range(len(qkv))]
+    key = after.key
     parts = qkv.astype(np.float64).reshape(len(qkv), -1, dim)
     for i, position in enumerate(positions):
         sequence, column = rows[0, i], rows[2, i]
         keys = parts[i, shape.heads : shape.heads + shape.kv_heads]
-        after.key[sequence, :, column] = turned(keys, position)
+        key[sequence, :, column] = turned(keys, position)
         after.value[sequence, :, column] = parts[i, shape.heads + shape.kv_heads :]
+    after.key = key
+    key = written.key
     mixed = np.empty((len(qkv), shape.heads, dim))
     for i, position in enumerate(positions):
         seen = [*range(rows[1, i]), *(rows[2, j] for j in path_of(rows, i))]
         for head in range(shape.heads):
             kv_head = head * shape.kv_heads // shape.heads
-            keys = after.key[rows[0, i], kv_head, seen].astype(np.float64)
+            keys = key[rows[0, i], kv_head, seen].astype(np.float64)
             values = after.value[rows[0, i], kv_head, seen].astype(np.float64)
             scores = keys @ turned(parts[i, head], position) / np.sqrt(dim)
             weights = np.exp(scores - scores.max())
@@ -174,5 +195,5 @@ def reference(
     return mixed.reshape(len(qkv), -1), after
 
 
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.shape == b.shape and bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
+def same_bits(a: Floats | Halves, b: Floats | Halves) -> bool:
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()

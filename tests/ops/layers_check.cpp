@@ -109,10 +109,11 @@ void check_layers(std::int64_t rows, std::int64_t threads) {
   std::vector<float> first;
   LayersStep step;
   for (const std::int64_t count : {std::int64_t{1}, threads, threads, std::int64_t{1}}) {
-    std::vector<float> memory(static_cast<std::size_t>(2 * kLayers * 2 * kCapacity * 16), 0.5f);
+    std::vector<std::uint16_t> memory(static_cast<std::size_t>(2 * kLayers * 2 * kCapacity * 16),
+                                      0x3800);  // halves
     std::vector<LayerCache> caches;
     for (std::int64_t i = 0; i < kLayers; ++i) {
-      float* const key = memory.data() + 2 * i * 2 * kCapacity * 16;
+      std::uint16_t* const key = memory.data() + 2 * i * 2 * kCapacity * 16;
       caches.push_back({key, key + 2 * kCapacity * 16});
     }
     std::vector<float> out(2 * residual.size());

@@ -34,7 +34,7 @@ def session_of(
     types: Mapping[str, int],
     threads: int,
 ) -> ort.InferenceSession:
-    """``inputs`` by name, with their shapes; those that ``types`` does not name are float32."""
+    """``inputs`` by name, with their shapes; what ``types`` does not name is float32."""
     graph = helper.make_graph(
         nodes,
         "one",
@@ -42,7 +42,10 @@ def session_of(
             helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), shape)
             for name, shape in inputs.items()
         ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [
+            helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), None)
+            for name in outputs
+        ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     versions = [helper.make_opsetid("", 17), helper.make_opsetid("specdec", 1)]

@@ -31,7 +31,7 @@ class Sizes:
     # Of qkv, attention_output, gated, down
     forms: tuple[int | str, ...] = (4, 4, 4, 4)
     sequences: int = 1
-    capacity: int = 200
+    capacity: int = 224
 
     @property
     def mixed(self) -> int:
@@ -155,7 +155,10 @@ def session(
     used = {name for node in nodes for name in node.input}
     fed = {name: None for name in (*FIXED, *caches_of(sizes, "past")) if name in used}
     outputs = ["new_residual", "new_update", *caches_of(sizes, "present")]
-    return session_of(nodes, fed, outputs, weights, {"rows": TensorProto.INT32}, threads)
+    types = {"rows": TensorProto.INT32} | {
+        name: TensorProto.FLOAT16 for part in ("past", "present") for name in caches_of(sizes, part)
+    }
+    return session_of(nodes, fed, outputs, weights, types, threads)
 
 
 def step(
@@ -173,7 +176,7 @@ def step(
     if update:
         feeds["update"] = rows_of(3, n, sizes.hidden)[None]
     for layer, cache in enumerate(caches):
-        feeds |= {f"past_key.{layer}": cache.key, f"past_value.{layer}": cache.value}
+        feeds |= {f"past_key.{layer}": cache.tiles, f"past_value.{layer}": cache.value}
     results: list[Floats] = run.run(None, feeds)
     return results
 
@@ -184,7 +187,7 @@ def caches(sizes: Sizes, lengths: list[int]) -> list[Cache]:
 
 def assert_same_bits(found: list[Floats], expected: list[Floats]) -> None:
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
+        np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
 
 
 def compare(sizes: Sizes, *, update: bool, threads: int, isa: str = "auto") -> None:
@@ -257,10 +260,10 @@ def test_no_rows() -> None:
         **dict(zip(("cosine", "sine"), sizes.attention.tables(), strict=True)),
     }
     for layer, cache in enumerate(before):
-        feeds |= {f"past_key.{layer}": cache.key, f"past_value.{layer}": cache.value}
+        feeds |= {f"past_key.{layer}": cache.tiles, f"past_value.{layer}": cache.value}
     residual, update, *present = run.run(None, feeds)
     assert residual.shape == update.shape == (1, 0, sizes.hidden)
-    np.testing.assert_array_equal(present[0], before[0].key)
+    np.testing.assert_array_equal(present[0], before[0].tiles)
 
 
 @pytest.mark.parametrize(
@@ -303,10 +306,10 @@ def test_weights_that_do_not_fit(name: str, shape: tuple[int, ...], message: str
     [
         ("residual", (1, 2, 64), r"residual has shape \[1, 2, 64\]; these weights need"),
         ("update", (1, 3, 96), r"update is \[1, 3, 96\], not \[1, 2, 96\]"),
-        ("past_key.0", (1, 3, 200, 24), r"past_key is \[1, 3, 200, 24\], not \[sequences, 2"),
+        ("past_key.0", (1, 3, 224, 24), r"past_key is \[1, 3, 224, 24\], not \[sequences, 2"),
         ("past_value.1", (1, 2, 100, 24), r"past_value is \[1, 2, 100, 24\], not"),
-        ("sine", (10, 12), r"sine is \[10, 12\], not \[200, 12\]"),
-        ("cosine", (200, 10), r"cosine is \[200, 10\], not \[200, 12\]"),
+        ("sine", (10, 12), r"sine is \[10, 12\], not \[224, 12\]"),
+        ("cosine", (224, 10), r"cosine is \[224, 10\], not \[224, 12\]"),
         ("rows", (3, 2), r"rows is \[3, 2\], not \[4, 2\]"),
     ],
 )
@@ -322,7 +325,7 @@ def test_inputs_that_do_not_fit(name: str, shape: tuple[int, ...], message: str)
         "sine": sine,
     }
     for layer, cache in enumerate(caches(sizes, [5])):
-        feeds |= {f"past_key.{layer}": cache.key, f"past_value.{layer}": cache.value}
+        feeds |= {f"past_key.{layer}": cache.tiles, f"past_value.{layer}": cache.value}
     feeds[name] = np.zeros(shape, feeds[name].dtype)
     with pytest.raises(Exception, match=f"DecoderLayers: {message}"):
         run.run(None, feeds)
