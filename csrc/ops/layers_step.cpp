@@ -34,13 +34,14 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
   // Each begins at a line of the nearest cache.
   constexpr std::int64_t kLine = 16;
   const auto whole = [&](std::int64_t width) { return (rows * width + kLine - 1) / kLine * kLine; };
-  const std::int64_t total = whole(shape.hidden) + whole(shape.qkv) + whole(shape.mixed) + kLine;
+  const std::int64_t tiles = shape.hidden / kTile;
+  const std::int64_t total = whole(tiles) + whole(shape.qkv) + whole(shape.mixed) + kLine;
   if (static_cast<std::int64_t>(floats_.size()) < total) {
     floats_.resize(static_cast<std::size_t>(total));
   }
   const auto address = reinterpret_cast<std::uintptr_t>(floats_.data()) / sizeof(float);
-  sum_ = floats_.data() + (kLine - static_cast<std::int64_t>(address % kLine)) % kLine;
-  qkv_ = sum_ + whole(shape.hidden);
+  squares_ = floats_.data() + (kLine - static_cast<std::int64_t>(address % kLine)) % kLine;
+  qkv_ = squares_ + whole(tiles);
   mixed_ = qkv_ + whole(shape.qkv);
 
   AttentionTensors memory;
@@ -58,25 +59,24 @@ void LayersStep::work(const LayerWeights* layers, std::size_t count,
                       Stages::Thread& thread) noexcept {
   for (std::size_t i = 0; i < count; ++i) {
     attend(layers[i], caches_[i], thread);
-    feed_forward(layers[i], thread);
+    feed_forward(layers[i], i + 1 == count, thread);
   }
 }
 
 void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache,
                         Stages::Thread& thread) noexcept {
   const bool first = &cache == caches_;
-  Norm norm{};
-  norm.residual = first ? tensors_.residual : tensors_.new_residual;
-  norm.update = first ? tensors_.update : tensors_.new_update;
-  norm.gain = layer.attention_gain;
-  norm.epsilon = shape_.epsilon;
-  norm.sum = sum_;
+  const Norm entry{tensors_.residual, tensors_.update,       layer.attention_gain,
+                   shape_.epsilon,    tensors_.new_residual, nullptr};
+  const Stream stream = normed(layer.attention_gain);
   const Pieces pieces(hidden_rows_);
   thread.stage(pieces.count() + 1, [&](std::int64_t piece) {
     if (piece == pieces.count()) {
       attention_.next_layer(cache.key, cache.value);
+    } else if (first) {
+      kernels_->norm_and_round(entry, 0, hidden_rows_, pieces[piece]);
     } else {
-      kernels_->norm_and_round(norm, 0, hidden_rows_, pieces[piece]);
+      kernels_->norm_stream_and_round(stream, hidden_rows_, pieces[piece]);
     }
   });
   multiply(layer.qkv, 1, thread, [&](std::int64_t begin, std::int64_t end) {
@@ -92,28 +92,33 @@ void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache,
   thread.stage(mixed_pieces.count(), [&](std::int64_t piece) {
     kernels_->round(mixed_, mixed_rows_, mixed_pieces[piece]);
   });
-  multiply(layer.attention_output, 1, thread, [&](std::int64_t begin, std::int64_t end) {
-    kernels_->multiply(layer.attention_output, mixed_rows_, begin, end, shape_.hidden,
-                       tensors_.new_update);
-  });
+  add_product(layer.attention_output, mixed_rows_, thread);
 }
 
-void LayersStep::feed_forward(const LayerWeights& layer, Stages::Thread& thread) noexcept {
-  Norm norm{};
-  norm.residual = sum_;
-  norm.update = tensors_.new_update;
-  norm.gain = layer.ffn_gain;
-  norm.epsilon = shape_.epsilon;
-  norm.sum = tensors_.new_residual;
+void LayersStep::feed_forward(const LayerWeights& layer, bool last,
+                              Stages::Thread& thread) noexcept {
+  const Stream stream = normed(layer.ffn_gain);
   const Pieces pieces(hidden_rows_);
   thread.stage(pieces.count(), [&](std::int64_t piece) {
-    kernels_->norm_and_round(norm, 0, hidden_rows_, pieces[piece]);
+    kernels_->norm_stream_and_round(stream, hidden_rows_, pieces[piece]);
   });
   multiply(layer.gated, 4, thread, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply_swiglu_and_round(layer.gated, hidden_rows_, begin, end, ffn_rows_);
   });
+  if (!last) return add_product(layer.down, ffn_rows_, thread);
   multiply(layer.down, 1, thread, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply(layer.down, ffn_rows_, begin, end, shape_.hidden, tensors_.new_update);
+  });
+}
+
+Stream LayersStep::normed(const float* gain) const noexcept {
+  return {tensors_.new_residual, squares_, gain, shape_.epsilon};
+}
+
+void LayersStep::add_product(const Matrix& matrix, const Rows& rows,
+                             Stages::Thread& thread) noexcept {
+  multiply(matrix, 1, thread, [&](std::int64_t begin, std::int64_t end) {
+    kernels_->add_product(matrix, rows, begin, end, shape_.hidden, tensors_.new_residual, squares_);
   });
 }
 

@@ -57,7 +57,9 @@ class LayersStep {
 
  private:
   void attend(const LayerWeights& layer, const LayerCache& cache, Stages::Thread& thread) noexcept;
-  void feed_forward(const LayerWeights& layer, Stages::Thread& thread) noexcept;
+  void feed_forward(const LayerWeights& layer, bool last, Stages::Thread& thread) noexcept;
+  Stream normed(const float* gain) const noexcept;
+  void add_product(const Matrix& matrix, const Rows& rows, Stages::Thread& thread) noexcept;
   template <class Multiply>
   void multiply(const Matrix& matrix, std::int64_t unit_tiles, Stages::Thread& thread,
                 const Multiply& multiply) noexcept;
@@ -69,7 +71,7 @@ class LayersStep {
   AttentionStep attention_;
   Rows hidden_rows_{}, mixed_rows_{};  // in the same memory: one at a time is in use
   Rows ffn_rows_{};
-  float* sum_ = nullptr;      // [S, hidden], the residual stream between attention and feed-forward
+  float* squares_ = nullptr;  // [hidden / 16, S], of the stream, which is new_residual all along
   float* qkv_ = nullptr;      // [S, qkv]
   float* mixed_ = nullptr;    // [S, mixed]
   std::vector<float> floats_;

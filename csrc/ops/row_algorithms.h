@@ -76,20 +76,26 @@ inline void round(const float* x, const Rows& rows, const Piece& piece) {
   });
 }
 
+// Squares are added up by tiles, as they are known where a product has just written them.
+inline float squares_of(Floats x) { return fold_add(multiply(x, x)); }
+
+inline Floats norm_factor(float squares, std::int64_t blocks, float epsilon) {
+  const float mean = squares / static_cast<float>(blocks * kBlock);
+  return all(1.0f / std::sqrt(mean + epsilon));
+}
+
 // A row of residual + update, and normalised.
 class NormedRow {
  public:
   NormedRow(const Norm& norm, std::int64_t blocks, std::int64_t row)
       : norm_(norm), offset_(row * blocks * kBlock) {
-    Floats low = all(0.0f);
-    Floats high = all(0.0f);
+    float squares = 0;
     for (std::int64_t i = 0; i < blocks; ++i) {
       const Block x = sum(i);
-      low = fma(x.low, x.low, low);
-      high = fma(x.high, x.high, high);
+      squares += squares_of(x.low);
+      squares += squares_of(x.high);
     }
-    const float mean = fold_add(add(low, high)) / static_cast<float>(blocks * kBlock);
-    factor_ = all(1.0f / std::sqrt(mean + norm.epsilon));
+    factor_ = norm_factor(squares, blocks, norm.epsilon);
   }
 
   Block sum(std::int64_t i) const {
@@ -130,6 +136,21 @@ inline void norm_and_round(const Norm& norm, std::int64_t first, const Rows& row
                            const Piece& piece) {
   for_rows(rows, piece, [&](std::int64_t row, const Group& group) {
     round_row(rows, group, row, piece, NormedRow(norm, rows.blocks, first + row));
+  });
+}
+
+inline void norm_stream_and_round(const Stream& stream, const Rows& rows, const Piece& piece) {
+  for_rows(rows, piece, [&](std::int64_t row, const Group& group) {
+    float squares = 0;
+    for (std::int64_t i = 0; i < 2 * rows.blocks; ++i) squares += stream.squares[i * rows.rows + row];
+    const Floats factor = norm_factor(squares, rows.blocks, stream.epsilon);
+    const float* x = stream.x + row * rows.blocks * kBlock;
+    round_row(rows, group, row, piece, [&](std::int64_t i) {
+      const Block values = load_block(x + i * kBlock);
+      const Block gain = load_block(stream.gain + i * kBlock);
+      return Block{multiply(multiply(values.low, factor), gain.low),
+                   multiply(multiply(values.high, factor), gain.high)};
+    });
   });
 }
 
@@ -196,6 +217,24 @@ inline void multiply_tiles(const TileProducts& products, const Matrix& matrix, c
       tile_product(products, matrix, tile, rows, group, sums);
       write_tile(group, tile, outputs, y,
                  [&](std::int64_t row) { return load(sums + row * kTile); });
+    }
+  }
+}
+
+inline void add_tiles(const TileProducts& products, const Matrix& matrix, const Rows& rows,
+                      std::int64_t begin, std::int64_t end, std::int64_t outputs, float* x,
+                      float* squares) {
+  alignas(64) float sums[kGroup * kTile];
+  for (std::int64_t tile = begin; tile < end; ++tile) {
+    for (std::int64_t i = 0; i < rows.groups(); ++i) {
+      const Group group(rows, i);
+      tile_product(products, matrix, tile, rows, group, sums);
+      for (std::int64_t row = 0; row < group.count; ++row) {
+        float* const values = x + (group.first + row) * outputs + tile * kTile;
+        const Floats sum = add(load(values), load(sums + row * kTile));
+        store(sum, values);
+        squares[tile * rows.rows + group.first + row] = squares_of(sum);
+      }
     }
   }
 }

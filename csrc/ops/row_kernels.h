@@ -88,6 +88,14 @@ struct Norm {
   float* normed;  // [rows, inputs], or null: not wanted
 };
 
+// The same of a stream x whose squares were added up by tiles of 16 when it was written.
+struct Stream {
+  const float* x;        // [rows, inputs]
+  const float* squares;  // [inputs / 16, rows]
+  const float* gain;     // [inputs]
+  float epsilon;
+};
+
 // What leads a stream on and what is rounded for it: new_residual = scale * sum + bias, and the row
 // [sum, normalised; features, normalised] of 2 H values, with H = hidden and sum = residual + update.
 struct Bridge {
@@ -106,6 +114,7 @@ struct RowKernels {
   // The same of a norm, whose rows begin at row `first`.
   void (*norm_and_round)(const Norm& norm, std::int64_t first, const Rows& rows,
                          const Piece& piece);
+  void (*norm_stream_and_round)(const Stream& stream, const Rows& rows, const Piece& piece);
   void (*norm_only)(const Norm& norm, std::int64_t blocks, std::int64_t row);
   // Blocks of the first half of a row write their part of new_residual.
   void (*bridge_and_round)(const Bridge& bridge, const Rows& rows, const Piece& piece);
@@ -113,6 +122,10 @@ struct RowKernels {
   // y[rows, outputs] in columns 16 * begin to 16 * end, as far as there are outputs.
   void (*multiply)(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,
                    std::int64_t outputs, float* y);
+
+  // x += y, and squares[outputs / 16, rows] of what x is then; whole tiles only.
+  void (*add_product)(const Matrix& matrix, const Rows& rows, std::int64_t begin,
+                      std::int64_t end, std::int64_t outputs, float* x, float* squares);
 
   // The same for tiles in pairs: y = silu(tile 2i) * tile 2i + 1, for pairs begin to end.
   void (*multiply_swiglu)(const Matrix& matrix, const Rows& rows, std::int64_t begin,

@@ -23,6 +23,11 @@ void multiply_rows(const Matrix& matrix, const Rows& rows, std::int64_t begin, s
   multiply_tiles(products_of(matrix), matrix, rows, begin, end, outputs, y);
 }
 
+void add_product(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,
+                 std::int64_t outputs, float* x, float* squares) {
+  add_tiles(products_of(matrix), matrix, rows, begin, end, outputs, x, squares);
+}
+
 void multiply_rows_swiglu(const Matrix& matrix, const Rows& rows, std::int64_t begin,
                           std::int64_t end, std::int64_t outputs, float* y) {
   multiply_pairs(products_of(matrix), matrix, rows, begin, end, outputs, y);
@@ -34,8 +39,9 @@ void multiply_rows_swiglu_and_round(const Matrix& matrix, const Rows& rows, std:
 }
 
 constexpr RowKernels kRowKernels = {
-    round,         norm_and_round,       norm_only,                     bridge_and_round,
-    multiply_rows, multiply_rows_swiglu, multiply_rows_swiglu_and_round};
+    round,         norm_and_round, norm_stream_and_round, norm_only,
+    bridge_and_round, multiply_rows,  add_product,           multiply_rows_swiglu,
+    multiply_rows_swiglu_and_round};
 
 }  // namespace
 }  // namespace specdec::ops

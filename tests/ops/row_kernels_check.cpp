@@ -6,6 +6,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../../csrc/ops/row_kernels.h"
@@ -68,6 +69,31 @@ void check_rounded_on_the_spot(const RowKernels& kernels, const Matrix& matrix, 
   if (!(found == expected)) throw std::logic_error("rows rounded on the spot differ from round");
 }
 
+// A product that is added to a stream, which is then normalised, is what a norm of both makes of y.
+void check_stream(const RowKernels& kernels, const Matrix& matrix, const Rows& rows,
+                  const std::vector<float>& y, std::int64_t blocks) {
+  std::mt19937 random(8);
+  const auto before =
+      random_values<float>(random, static_cast<std::int64_t>(y.size()), number);
+  const auto gain = random_values<float>(random, blocks * kBlock, number);
+  std::vector<float> x = before;
+  std::vector<float> sum(y.size());
+  std::vector<float> squares(static_cast<std::size_t>(2 * blocks * rows.rows));
+  for (const auto& [begin, end] : {std::pair{std::int64_t{0}, blocks}, {blocks, 2 * blocks}}) {
+    kernels.add_product(matrix, rows, begin, end, blocks * kBlock, x.data(), squares.data());
+  }
+  OwnRows found(rows.rows, blocks);
+  OwnRows expected(rows.rows, blocks);
+  const Stream stream{x.data(), squares.data(), gain.data(), 1e-5f};
+  const Norm norm{before.data(), y.data(), gain.data(), 1e-5f, sum.data(), nullptr};
+  for (std::int64_t group = 0; group < rows.groups(); ++group) {
+    kernels.norm_stream_and_round(stream, found.rows, Piece{group, 0, blocks});
+    kernels.norm_and_round(norm, 0, expected.rows, Piece{group, 0, blocks});
+  }
+  if (x != sum) throw std::logic_error("a product that is added differs from one apart");
+  if (!(found == expected)) throw std::logic_error("a stream's norm differs from one of its parts");
+}
+
 // All that the kernels write, as bits.
 std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   std::mt19937 random(7);
@@ -122,6 +148,9 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
     work(matrix, rows, pairs / 2, pairs, at.outputs, y.data());
     if (at.swiglu && at.outputs % kBlock == 0) {
       check_rounded_on_the_spot(kernels, matrix, rows, y, at.outputs / kBlock);
+    }
+    if (!at.swiglu && at.outputs % kBlock == 0) {
+      check_stream(kernels, matrix, rows, y, at.outputs / kBlock);
     }
     keep(y);
     keep(rounded);
