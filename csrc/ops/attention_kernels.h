@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "isa.h"
-#include "kv_cache.h"
+#include "../kv_cache.h"
 
 namespace specdec::ops {
 

@@ -1,9 +1,9 @@
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <memory>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "attention_operands.h"
@@ -14,10 +14,11 @@
 namespace specdec::ops {
 namespace {
 
-enum Input : std::size_t { kResidual, kUpdate, kRows, kCosine, kSine, kFirstOfLayers };
+enum Input : std::size_t { kResidual, kUpdate, kRows, kCosine, kSine, kFeatures, kFirstOfLayers };
 enum Output : std::size_t { kNewResidual, kNewUpdate, kFirstPresent };
 
-// The inputs of a layer, behind those of the layers before it. The four matrices are two inputs each.
+// The inputs of a layer, behind those of the layers before it, and of the bridge that leads to it. A
+// matrix is two inputs.
 enum LayerInput : std::size_t {
   kPastKey,
   kPastValue,
@@ -28,6 +29,10 @@ enum LayerInput : std::size_t {
   kGated,
   kDown = kGated + 2,
   kLayerInputs = kDown + 2,
+  kBridgeScale = kLayerInputs,
+  kBridgeBias,
+  kBridge,
+  kBridgedInputs = kBridge + 2,
 };
 
 // Layers that follow each other, in one node.
@@ -44,7 +49,20 @@ class DecoderLayers final : public Kernel {
     check_heads(heads_, kv_heads_);
     shape_.epsilon = node.real("epsilon");
     if (!(shape_.epsilon >= 0 && std::isfinite(shape_.epsilon))) refuse("epsilon must be 0 or more");
-    for (std::int64_t i = 0; i < count; ++i) layers_.push_back(read(node, i));
+    const std::int64_t bridges = node.integer("bridges");
+    if (bridges < 0 || (count < 63 && bridges >> count != 0)) {
+      refuse("bridges is " + std::to_string(bridges) + "; bit i is for layer i of " +
+             std::to_string(count));
+    }
+    std::size_t first = kFirstOfLayers;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const bool bridged = i < 63 && (bridges >> i & 1) != 0;
+      first_.push_back(first);
+      layers_.push_back(read(node, first));
+      if (bridged) layers_.back().bridge = read_bridge(node, first);
+      first += bridged ? kBridgedInputs : kLayerInputs;
+      bridged_ = bridged_ || bridged;
+    }
 
     std::size_t bytes = 0;
     for (LayerWeights& layer : layers_) {
@@ -74,6 +92,12 @@ class DecoderLayers final : public Kernel {
     tensors.rows = call.input_data<std::int32_t>(kRows);
     tensors.cosine = call.input_data<float>(kCosine);
     tensors.sine = call.input_data<float>(kSine);
+    if (bridged_) {
+      if (!call.has_input(kFeatures)) refuse("bridges read features, and there are none");
+      const Tensor features = call.input(kFeatures);
+      require(features.shape(), shape, "features");
+      tensors.features = features.data<float>();
+    }
     tensors.new_residual = call.output<float>(kNewResidual, shape);
     tensors.new_update = call.output<float>(kNewUpdate, shape);
 
@@ -105,16 +129,17 @@ class DecoderLayers final : public Kernel {
     std::vector<LayerCache> caches;
   };
 
-  static std::array<Matrix*, 4> matrices(LayerWeights& layer) {
-    return {&layer.qkv, &layer.attention_output, &layer.gated, &layer.down};
+  static std::vector<Matrix*> matrices(LayerWeights& layer) {
+    std::vector<Matrix*> found{&layer.qkv, &layer.attention_output, &layer.gated, &layer.down};
+    if (layer.bridge.scale != nullptr) found.insert(found.begin(), &layer.bridge.matrix);
+    return found;
   }
 
   // What the first layer has, all must have.
-  LayerWeights read(const Node& node, std::int64_t index) {
-    const std::size_t first = kFirstOfLayers + static_cast<std::size_t>(index) * kLayerInputs;
+  LayerWeights read(const Node& node, std::size_t first) {
     const Tensor attention_gain = node.constant(first + kAttentionGain, "attention_gain");
     const Tensor ffn_gain = node.constant(first + kFfnGain, "ffn_gain");
-    if (index == 0) take_sizes(node, first, attention_gain.shape());
+    if (layers_.empty()) take_sizes(node, first, attention_gain.shape());
     require(attention_gain.shape(), {shape_.hidden}, "attention_gain");
     require(ffn_gain.shape(), {shape_.hidden}, "ffn_gain");
     LayerWeights layer{};
@@ -126,6 +151,19 @@ class DecoderLayers final : public Kernel {
     layer.gated = matrix(node, first + kGated, "gated", shape_.hidden, 2 * shape_.ffn, 2);
     layer.down = matrix(node, first + kDown, "down", shape_.ffn, shape_.hidden, 1);
     return layer;
+  }
+
+  BridgeWeights read_bridge(const Node& node, std::size_t first) const {
+    BridgeWeights bridge;
+    for (const auto& [input, name, values] :
+         {std::tuple{kBridgeScale, "bridge_scale", &bridge.scale},
+          std::tuple{kBridgeBias, "bridge_bias", &bridge.bias}}) {
+      const Tensor tensor = node.constant(first + input, name);
+      require(tensor.shape(), {shape_.hidden}, name);
+      *values = tensor.data<float>();
+    }
+    bridge.matrix = matrix(node, first + kBridge, "bridge", 2 * shape_.hidden, shape_.hidden, 1);
+    return bridge;
   }
 
   void take_sizes(const Node& node, std::size_t first, const Shape& gain) {
@@ -163,9 +201,9 @@ class DecoderLayers final : public Kernel {
   }
 
   // The memory that a cache is read from and written to.
-  static std::uint16_t* cache(const Call& call, std::size_t layer, LayerInput which,
-                      const AttentionShape& shape) {
-    const Tensor past = call.input(kFirstOfLayers + layer * kLayerInputs + which);
+  std::uint16_t* cache(const Call& call, std::size_t layer, LayerInput which,
+                       const AttentionShape& shape) const {
+    const Tensor past = call.input(first_[layer] + which);
     if (past.type() != ElementType::float16) {
       refuse("past_key and past_value must be 16-bit floats");
     }
@@ -184,6 +222,8 @@ class DecoderLayers final : public Kernel {
   const AttentionKernels attention_kernels_;
   LayersShape shape_{};
   std::vector<LayerWeights> layers_;
+  std::vector<std::size_t> first_;  // of each layer's inputs
+  bool bridged_ = false;
   std::unique_ptr<WeightMemory> memory_;
 };
 
@@ -196,6 +236,7 @@ Declaration decoder_layers() {
            {"rows", ElementType::int32},
            {"cosine", ElementType::float32},
            {"sine", ElementType::float32},
+           {"features", ElementType::float32, Presence::optional},
            {"layers", ElementType::any, Presence::variadic}},
           {{"new_residual", ElementType::float32},
            {"new_update", ElementType::float32},

@@ -1,6 +1,7 @@
 #include "layers_step.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace specdec::ops {
 
@@ -15,7 +16,9 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
 
   const std::int64_t rows = attention.rows;
   // Rows of the feed-forward's middle are made while those at its entry are read.
-  const std::int64_t entry = std::max(shape.hidden, shape.mixed) / kBlock;
+  const bool bridges = tensors.features != nullptr;
+  const std::int64_t read = bridges ? 2 * shape.hidden : shape.hidden;
+  const std::int64_t entry = std::max(read, shape.mixed) / kBlock;
   const Rows scratch = rows_in_scratch(rows, entry + shape.ffn / kBlock);
   const auto part = [&](std::int64_t first_block, std::int64_t width) {
     const std::int64_t first = rows * first_block;
@@ -29,13 +32,15 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
   };
   hidden_rows_ = part(0, shape.hidden);
   mixed_rows_ = part(0, shape.mixed);
+  bridge_rows_ = part(0, read);
   ffn_rows_ = part(entry, shape.ffn);
 
   // Each begins at a line of the nearest cache.
   constexpr std::int64_t kLine = 16;
   const auto whole = [&](std::int64_t width) { return (rows * width + kLine - 1) / kLine * kLine; };
   const std::int64_t tiles = shape.hidden / kTile;
-  const std::int64_t total = whole(tiles) + whole(shape.qkv) + whole(shape.mixed) + kLine;
+  const std::int64_t total = whole(tiles) + whole(shape.qkv) + whole(shape.mixed) +
+                             (bridges ? whole(shape.hidden) : 0) + kLine;
   if (static_cast<std::int64_t>(floats_.size()) < total) {
     floats_.resize(static_cast<std::size_t>(total));
   }
@@ -43,6 +48,7 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
   squares_ = floats_.data() + (kLine - static_cast<std::int64_t>(address % kLine)) % kLine;
   qkv_ = squares_ + whole(tiles);
   mixed_ = qkv_ + whole(shape.qkv);
+  spare_ = mixed_ + whole(shape.mixed);
 
   AttentionTensors memory;
   memory.qkv = qkv_;
@@ -57,28 +63,51 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
 
 void LayersStep::work(const LayerWeights* layers, std::size_t count,
                       Stages::Thread& thread) noexcept {
+  Way way{thread, tensors_.new_residual, spare_, false};
   for (std::size_t i = 0; i < count; ++i) {
-    attend(layers[i], caches_[i], thread);
-    feed_forward(layers[i], i + 1 == count, thread);
+    if (layers[i].bridge.scale != nullptr) std::swap(way.stream, way.other);
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    if (layers[i].bridge.scale != nullptr) lead(layers[i].bridge, way);
+    attend(layers[i], caches_[i], way);
+    feed_forward(layers[i], i + 1 == count, way);
   }
 }
 
-void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache,
-                        Stages::Thread& thread) noexcept {
-  const bool first = &cache == caches_;
-  const Norm entry{tensors_.residual, tensors_.update,       layer.attention_gain,
-                   shape_.epsilon,    tensors_.new_residual, nullptr};
-  const Stream stream = normed(layer.attention_gain);
+void LayersStep::lead(const BridgeWeights& bridge, Way& way) noexcept {
+  const Bridge both{way.begun ? way.stream : tensors_.residual,
+                    way.begun ? nullptr : tensors_.update,
+                    tensors_.features,
+                    bridge.scale,
+                    bridge.bias,
+                    shape_.epsilon,
+                    way.other};
+  const Pieces pieces(bridge_rows_);
+  way.thread.stage(pieces.count(), [&](std::int64_t piece) {
+    kernels_->bridge_and_round(both, bridge_rows_, pieces[piece]);
+  });
+  std::swap(way.stream, way.other);
+  way.begun = true;
+  add_product(bridge.matrix, bridge_rows_, way);
+}
+
+void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache, Way& way) noexcept {
+  Stages::Thread& thread = way.thread;
+  const Norm entry{tensors_.residual, tensors_.update, layer.attention_gain,
+                   shape_.epsilon,    way.stream,      nullptr};
+  const Stream stream = normed(way, layer.attention_gain);
+  const bool begun = way.begun;
   const Pieces pieces(hidden_rows_);
   thread.stage(pieces.count() + 1, [&](std::int64_t piece) {
     if (piece == pieces.count()) {
       attention_.next_layer(cache.key, cache.value);
-    } else if (first) {
-      kernels_->norm_and_round(entry, 0, hidden_rows_, pieces[piece]);
-    } else {
+    } else if (begun) {
       kernels_->norm_stream_and_round(stream, hidden_rows_, pieces[piece]);
+    } else {
+      kernels_->norm_and_round(entry, 0, hidden_rows_, pieces[piece]);
     }
   });
+  way.begun = true;
   multiply(layer.qkv, 1, thread, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply(layer.qkv, hidden_rows_, begin, end, shape_.qkv, qkv_);
   });
@@ -92,12 +121,12 @@ void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache,
   thread.stage(mixed_pieces.count(), [&](std::int64_t piece) {
     kernels_->round(mixed_, mixed_rows_, mixed_pieces[piece]);
   });
-  add_product(layer.attention_output, mixed_rows_, thread);
+  add_product(layer.attention_output, mixed_rows_, way);
 }
 
-void LayersStep::feed_forward(const LayerWeights& layer, bool last,
-                              Stages::Thread& thread) noexcept {
-  const Stream stream = normed(layer.ffn_gain);
+void LayersStep::feed_forward(const LayerWeights& layer, bool last, Way& way) noexcept {
+  Stages::Thread& thread = way.thread;
+  const Stream stream = normed(way, layer.ffn_gain);
   const Pieces pieces(hidden_rows_);
   thread.stage(pieces.count(), [&](std::int64_t piece) {
     kernels_->norm_stream_and_round(stream, hidden_rows_, pieces[piece]);
@@ -105,20 +134,19 @@ void LayersStep::feed_forward(const LayerWeights& layer, bool last,
   multiply(layer.gated, 4, thread, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply_swiglu_and_round(layer.gated, hidden_rows_, begin, end, ffn_rows_);
   });
-  if (!last) return add_product(layer.down, ffn_rows_, thread);
+  if (!last) return add_product(layer.down, ffn_rows_, way);
   multiply(layer.down, 1, thread, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply(layer.down, ffn_rows_, begin, end, shape_.hidden, tensors_.new_update);
   });
 }
 
-Stream LayersStep::normed(const float* gain) const noexcept {
-  return {tensors_.new_residual, squares_, gain, shape_.epsilon};
+Stream LayersStep::normed(const Way& way, const float* gain) const noexcept {
+  return {way.stream, squares_, gain, shape_.epsilon};
 }
 
-void LayersStep::add_product(const Matrix& matrix, const Rows& rows,
-                             Stages::Thread& thread) noexcept {
-  multiply(matrix, 1, thread, [&](std::int64_t begin, std::int64_t end) {
-    kernels_->add_product(matrix, rows, begin, end, shape_.hidden, tensors_.new_residual, squares_);
+void LayersStep::add_product(const Matrix& matrix, const Rows& rows, Way& way) noexcept {
+  multiply(matrix, 1, way.thread, [&](std::int64_t begin, std::int64_t end) {
+    kernels_->add_product(matrix, rows, begin, end, shape_.hidden, way.stream, squares_);
   });
 }
 

@@ -10,7 +10,16 @@
 
 namespace specdec::ops {
 
+// From one layer of a drafter to the next: its stream becomes scale * x + bias, to which the product
+// of both norms, of x and of the features, is added.
+struct BridgeWeights {
+  const float* scale = nullptr;  // [hidden]; null: there is no bridge
+  const float* bias = nullptr;   // [hidden]
+  Matrix matrix{};               // of 2 * hidden inputs
+};
+
 struct LayerWeights {
+  BridgeWeights bridge;  // before the layer
   const float* attention_gain;  // [hidden]
   Matrix qkv;                   // query, key and value below each other
   Matrix attention_output;
@@ -37,6 +46,7 @@ struct LayersShape {
 struct LayersTensors {
   const float* residual;   // [S, hidden]
   const float* update;     // [S, hidden], or null: zero
+  const float* features;   // [S, hidden], what bridges read; null where there are none
   float* new_residual;     // [S, hidden]
   float* new_update;       // [S, hidden]
   const std::int32_t* rows;  // [4, S], see AttentionPlan
@@ -56,10 +66,19 @@ class LayersStep {
   void work(const LayerWeights* layers, std::size_t count, Stages::Thread& thread) noexcept;
 
  private:
-  void attend(const LayerWeights& layer, const LayerCache& cache, Stages::Thread& thread) noexcept;
-  void feed_forward(const LayerWeights& layer, bool last, Stages::Thread& thread) noexcept;
-  Stream normed(const float* gain) const noexcept;
-  void add_product(const Matrix& matrix, const Rows& rows, Stages::Thread& thread) noexcept;
+  // A thread's way through the layers.
+  struct Way {
+    Stages::Thread& thread;
+    float* stream;  // [S, hidden]
+    float* other;   // where a bridge leads
+    bool begun;     // whether the stream is there; else it is yet to be made of what the step was given
+  };
+
+  void lead(const BridgeWeights& bridge, Way& way) noexcept;
+  void attend(const LayerWeights& layer, const LayerCache& cache, Way& way) noexcept;
+  void feed_forward(const LayerWeights& layer, bool last, Way& way) noexcept;
+  Stream normed(const Way& way, const float* gain) const noexcept;
+  void add_product(const Matrix& matrix, const Rows& rows, Way& way) noexcept;
   template <class Multiply>
   void multiply(const Matrix& matrix, std::int64_t unit_tiles, Stages::Thread& thread,
                 const Multiply& multiply) noexcept;
@@ -71,7 +90,9 @@ class LayersStep {
   AttentionStep attention_;
   Rows hidden_rows_{}, mixed_rows_{};  // in the same memory: one at a time is in use
   Rows ffn_rows_{};
-  float* squares_ = nullptr;  // [hidden / 16, S], of the stream, which is new_residual all along
+  Rows bridge_rows_{};
+  float* squares_ = nullptr;  // [hidden / 16, S], of the stream
+  float* spare_ = nullptr;    // [S, hidden]: streams lie here and in new_residual by turns, last there
   float* qkv_ = nullptr;      // [S, qkv]
   float* mixed_ = nullptr;    // [S, mixed]
   std::vector<float> floats_;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,11 +41,9 @@ class DecoderGraph:
         self._declare_inputs()
         matrix = self.checkpoint.matrix("embedding")
         residual, update = self.layout.embedding(self.graph, "embedding", matrix), ""
-        for first, after in self._runs():
-            if first in self.config.bridges:
-                residual, update = self._bridge(first, residual, update)
-            progress((first + 1) / (layers + 2))
-            residual, update = self._layers(range(first, after), residual, update)
+        residual, update = self._layers(
+            residual, update, lambda layer: progress((layer + 1) / (layers + 2))
+        )
         progress((layers + 1) / (layers + 2))
         self._head(residual, update)
         progress(1.0)
@@ -76,15 +73,12 @@ class DecoderGraph:
         self.graph.input("seqlens_k", np.int32, [1])
         self.graph.input("total_length", np.int32, [])
 
-    def _runs(self) -> list[tuple[int, int]]:
-        """First and behind the last of layers that follow each other; bridges lie between."""
-        layers = self.config.layers
-        starts = sorted({0, *self.config.bridges} & set(range(layers)))
-        return list(pairwise([*starts, layers]))
-
-    def _layers(self, layers: range, residual: str, update: str) -> tuple[str, str]:
+    def _layers(self, residual: str, update: str, begin: Callable[[int], None]) -> tuple[str, str]:
         """Adds them; returns the residual stream and what is yet to be added to it."""
-        for layer in layers:
+        for layer in range(self.config.layers):
+            begin(layer)
+            if layer in self.config.bridges:
+                residual, update = self._bridge(layer, residual, update)
             residual, update = self._layer(layer, residual, update)
         return residual, update
 

@@ -1,7 +1,7 @@
 """The network in a few nodes, all of them operators of the core (domain ``specdec``).
 
-``DecoderLayers`` is all layers that follow each other, ``Bridge`` all of a bridge between them;
-``NormLinear`` adds what is new to the residual stream, normalises it and multiplies it: the head.
+``DecoderLayers`` is all layers, and a drafter's bridges between them; ``NormLinear`` adds what is
+new to the residual stream, normalises it and multiplies it: the head.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ class FusedGraph(DecoderGraph):
     def _declare_positions(self) -> None:
         self.graph.input("rows", np.int32, [4, "S"])
 
-    def _layers(self, layers: range, residual: str, update: str) -> tuple[str, str]:
+    def _layers(self, residual: str, update: str, begin: Callable[[int], None]) -> tuple[str, str]:
         config = self.config
+        bridges = [layer for layer in range(config.layers) if layer in config.bridges]
         inputs = [residual, update, "rows", "rotary.cosine", "rotary.sine"]
-        name = f"layers.{layers[0]}-{layers[-1]}"
-        outputs = [f"{name}.residual", name]
-        for layer in layers:
+        inputs.append("features" if bridges else "")
+        outputs = ["layers.residual", "layers.update"]
+        for layer in range(config.layers):
+            begin(layer)
             inputs += [f"past_key.{layer}", f"past_value.{layer}", *self._weights(layer)]
+            inputs += self._bridge_weights(layer) if layer in bridges else []
             outputs += [f"present_key.{layer}", f"present_value.{layer}"]
         self.graph.nodes(
             "DecoderLayers",
             inputs,
             outputs,
             domain=DOMAIN,
-            layers=len(layers),
+            layers=config.layers,
+            bridges=sum(1 << layer for layer in bridges),
             heads=config.heads,
             kv_heads=config.kv_heads,
             epsilon=config.norm_eps,
@@ -76,24 +80,19 @@ class FusedGraph(DecoderGraph):
     def _pack_gated(self, both: list[Matrix]) -> PackedMatrix:
         return pack_gated(*both, byte_scales=self.layout.byte_scales)
 
-    def _bridge(self, layer: int, residual: str, update: str) -> tuple[str, str]:
+    def _bridge_weights(self, layer: int) -> list[str]:
+        """The initializers of the bridge that leads to a layer."""
         graph, prefix = self.graph, f"layers.{layer}"
-        scale, bias = (
-            graph.initializer(name, self.checkpoint.vector(name))
-            for name in (f"{prefix}.bridge_scale", f"{prefix}.bridge_bias")
-        )
         packed = self._pack([self.checkpoint.matrix(f"{prefix}.bridge")])
-        name, total = f"{prefix}.bridge", f"{prefix}.bridge_residual"
-        graph.nodes(
-            "Bridge",
-            [residual, update, "features", scale, bias, *weights(graph, name, packed)],
-            [name, total],
-            domain=DOMAIN,
-            bits=packed.bits,
-            outputs=packed.outputs,
-            epsilon=self.config.norm_eps,
-        )
-        return total, name
+        return [
+            graph.initializer(
+                f"{prefix}.bridge_scale", self.checkpoint.vector(f"{prefix}.bridge_scale")
+            ),
+            graph.initializer(
+                f"{prefix}.bridge_bias", self.checkpoint.vector(f"{prefix}.bridge_bias")
+            ),
+            *weights(graph, f"{prefix}.bridge", packed),
+        ]
 
     def _head(self, residual: str, update: str) -> None:
         packed = self._pack([self.checkpoint.matrix("head")])

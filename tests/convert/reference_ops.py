@@ -118,16 +118,27 @@ class ReferenceGraph:
         rows: Array,
         cosine: Array,
         sine: Array,
+        features: Array | None,
         *inputs: Array,
         layers: int,
+        bridges: int,
         heads: int,
         kv_heads: int,
         epsilon: float,
     ) -> tuple[Array, ...]:
-        names = node.input[5:]
+        names = node.input[6:]
         caches: list[Array] = []
-        for first in range(0, 12 * layers, 12):
+        first = 0
+        for number in range(layers):
+            bridged = bridges >> number & 1
             layer = inputs[first : first + 12]
+            if bridged:
+                assert features is not None
+                name = names[first + 14]
+                weights = inputs[first + 12 : first + 16]
+                residual, update = self._bridge(
+                    name, residual, update, features, *weights, epsilon=epsilon
+                )
             keys, values = layer[:2]
             hidden, dim = len(layer[2]), keys.shape[-1]
             total, update = residual if update is None else residual + update, None
@@ -144,6 +155,7 @@ class ReferenceGraph:
             gated = (gate / (1 + np.exp(-gate)) * up).reshape(*both.shape[:-1], -1)
             update = linear(gated[..., : BLOCK * layer[10].shape[1]], 10, hidden)
             caches += [keys, values]
+            first += 16 if bridged else 12
         assert update is not None
         return residual, update, *caches
 
@@ -168,9 +180,9 @@ class ReferenceGraph:
         assert activation == b"none"
         return self._linear(rows, node.input[3], codes, scales, outputs), total, normed
 
-    def _Bridge(
+    def _bridge(
         self,
-        node: Any,
+        name: str,
         residual: Array,
         update: Array | None,
         features: Array,
@@ -180,12 +192,11 @@ class ReferenceGraph:
         scales: Array,
         *,
         epsilon: float,
-        **attributes: int,
     ) -> tuple[Array, Array]:
         total = residual if update is None else residual + update
         read = np.concatenate([_norm(x, np.ones(1), epsilon) for x in (total, features)], -1)
-        y = self._linear(read, node.input[5], codes, scales, attributes["outputs"])
-        return y, scale * total + bias
+        y = self._linear(read, name, codes, scales, len(scale))
+        return scale * total + bias, y
 
     def _Embedding(
         self, node: Any, tokens: Array, codes: Array, scales: Array, *, bits: int, outputs: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnxruntime as ort
@@ -17,7 +17,7 @@ from tests.ops.linear_graphs import BYTES, Floats, has, random_matrix, rows_of
 from tests.ops.one_graph import INSTRUCTION_SETS, Array, node_of, session_of
 
 Ints = NDArray[np.int32]
-FIXED = ("residual", "update", "rows", "cosine", "sine")
+FIXED = ("residual", "update", "rows", "cosine", "sine", "features")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Sizes:
     forms: tuple[int | str, ...] = (4, 4, 4, 4)
     sequences: int = 1
     capacity: int = 224
+    bridges: tuple[int, ...] = ()
 
     @property
     def mixed(self) -> int:
@@ -76,6 +77,10 @@ class Sizes:
             gain(f"ffn_gain.{layer}")
             matrix(f"gated.{layer}", self.forms[2], 2 * self.ffn, self.hidden, parts=2)
             matrix(f"down.{layer}", self.forms[3], self.hidden, self.ffn)
+            if layer in self.bridges:
+                for name in (f"bridge_scale.{layer}", f"bridge_bias.{layer}"):
+                    found[name] = rng.standard_normal(self.hidden).astype(np.float32)
+                matrix(f"bridge.{layer}", self.forms[0], self.hidden, 2 * self.hidden)
         return found
 
 
@@ -84,15 +89,16 @@ def caches_of(sizes: Sizes, kind: str) -> list[str]:
 
 
 def one_node(sizes: Sizes, update: bool, **attributes: object) -> list[NodeProto]:
-    names, per_layer = list(sizes.weights()), len(sizes.weights()) // sizes.layers
-    inputs = [name if name != "update" or update else "" for name in FIXED]
+    absent = {"update": not update, "features": not sizes.bridges}
+    inputs = ["" if absent.get(name) else name for name in FIXED]
+    names = list(sizes.weights())
     for layer in range(sizes.layers):
         inputs += caches_of(sizes, "past")[2 * layer : 2 * layer + 2]
-        inputs += names[layer * per_layer : (layer + 1) * per_layer]
+        inputs += [name for name in names if f".{layer}" in name]
     outputs = ["new_residual", "new_update", *caches_of(sizes, "present")]
     values = {"layers": sizes.layers, "heads": sizes.heads, "kv_heads": sizes.kv_heads}
-    values |= {"epsilon": 1e-5, **attributes}
-    return [node_of("DecoderLayers", inputs, outputs, **values)]
+    values |= {"epsilon": 1e-5, "bridges": sum(1 << layer for layer in sizes.bridges)}
+    return [node_of("DecoderLayers", inputs, outputs, **values | attributes)]
 
 
 def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodeProto]:
@@ -107,6 +113,19 @@ def a_node_each(sizes: Sizes, update: bool, **attributes: object) -> list[NodePr
     x, added = "residual", "update" if update else ""
     for i in range(sizes.layers):
         end = i == sizes.layers - 1
+        if i in sizes.bridges:
+            node(
+                "Bridge",
+                [
+                    *(x, added, "features", f"bridge_scale.{i}", f"bridge_bias.{i}"),
+                    *packed(f"bridge.{i}"),
+                ],
+                [f"bridged_update.{i}", f"bridged.{i}"],
+                bits=8 if sizes.forms[0] == 8 else 4,
+                outputs=sizes.hidden,
+                epsilon=1e-5,
+            )
+            x, added = f"bridged.{i}", f"bridged_update.{i}"
         node(
             "NormLinear",
             [x, added, f"attention_gain.{i}", *packed(f"qkv.{i}")],
@@ -175,6 +194,8 @@ def step(
     feeds |= {"cosine": cosine, "sine": sine}
     if update:
         feeds["update"] = rows_of(3, n, sizes.hidden)[None]
+    if sizes.bridges:
+        feeds["features"] = rows_of(4, n, sizes.hidden)[None]
     for layer, cache in enumerate(caches):
         feeds |= {f"past_key.{layer}": cache.tiles, f"past_value.{layer}": cache.value}
     results: list[Floats] = run.run(None, feeds)
@@ -211,6 +232,25 @@ def test_the_bits_of_the_nodes_it_stands_for(
     forms: tuple[int | str, ...], update: bool, threads: int
 ) -> None:
     compare(Sizes(layers=3, forms=forms), update=update, threads=threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("bridges", [(1,), (0, 2), (0, 1, 2)], ids=str)
+def test_the_bits_of_bridges_between(bridges: tuple[int, ...], threads: int) -> None:
+    compare(Sizes(layers=3, bridges=bridges), update=True, threads=threads)
+
+
+def test_a_bridge_before_all_layers_takes_what_there_is() -> None:
+    compare(Sizes(layers=1, bridges=(0,)), update=False, threads=2)
+
+
+def test_bridges_need_features() -> None:
+    sizes = Sizes(layers=2, bridges=(1,))
+    (node,) = one_node(sizes, False)
+    node.input[FIXED.index("features")] = ""
+    run = session(sizes, [node], sizes.weights())
+    with pytest.raises(Exception, match="bridges read features, and there are none"):
+        step(run, replace(sizes, bridges=()), chain(5, 2), caches(sizes, [5]), False)
 
 
 @pytest.mark.parametrize("isa", ["plain", *INSTRUCTION_SETS])
@@ -270,6 +310,8 @@ def test_no_rows() -> None:
     ("attributes", "message"),
     [
         ({"layers": 0}, "layers is 0"),
+        ({"bridges": 2}, "bridges is 2; bit i is for layer i of 1"),
+        ({"bridges": -1}, "bridges is -1"),
         ({"heads": 3}, "heads is 3 and kv_heads 2; heads must be a positive multiple"),
         ({"heads": 16}, "head_dim is 6; it must be a multiple of 8, at most 256"),
         ({"heads": 10}, "attention_output has 96 inputs, which are not 10 heads"),
