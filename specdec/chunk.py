@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from specdec import _core
 from specdec.stats import Stats
@@ -80,10 +81,9 @@ class ChunkWriter:
         self.finished = False
         """Whether the text has ended; then no further round is to be run."""
 
-    @property
-    def stats(self) -> Stats:
-        """The figures so far."""
-        return Stats.from_totals(self._engine.totals, self._text_seconds)
+    def figures(self) -> Callable[[], Stats]:
+        """The figures so far, worked out when they are asked for: few read those of every round."""
+        return partial(Stats.from_totals, self._engine.totals, self._text_seconds)
 
     def write(self, outcome: _core.RoundResult) -> Chunk | None:
         """Take what a round committed; None where no text came of it yet."""
@@ -111,7 +111,7 @@ class ChunkWriter:
 
     def _chunk(self, text: str, finish: str | None, error: Exception | None = None) -> Chunk:
         self.finished = finish is not None
-        stats = self.stats if self.finished else None
+        stats = self.figures()() if self.finished else None
         chunk = Chunk(text, self._pending, self._pending_drafted, finish, stats, error)
         self._pending, self._pending_drafted = [], 0
         return chunk

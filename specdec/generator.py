@@ -93,7 +93,7 @@ class Generator:
         self._engine = _core.Engine(decoder, drafter)
         self._lock = threading.Lock()
         self._cancel_requested = False
-        self._stats = Stats()
+        self._stats: Callable[[], Stats] = Stats
         self._batch: Batch | None = None  # kept for its caches
         self.draft_length = draft_length
         self.draft_width = draft_width
@@ -166,7 +166,7 @@ class Generator:
 
         Of a batch, the texts that have ended, taken together.
         """
-        return self._stats
+        return self._stats()
 
     def stream(
         self,
@@ -357,11 +357,10 @@ class Generator:
                 self._engine.cancel()
             self._engine.prefill()
             writer = ChunkWriter(self._engine, text_stream)
-            self._stats = writer.stats
+            self._stats = writer.figures()
             while not writer.finished:
                 chunk = writer.write(self._engine.round())
-                whole = None if chunk is None else chunk.stats
-                self._stats = whole or writer.stats
+                self._stats = writer.figures()
                 if chunk is not None:
                     yield chunk
         finally:
@@ -385,10 +384,11 @@ class Generator:
         self._acquire()
         try:
             self._cancel_requested = False
-            self._stats = Stats()
+            ended = Stats()
+            self._stats = lambda: ended
             for index, chunk in batch.stream(jobs, lambda: self._cancel_requested):
                 if chunk.stats is not None:
-                    self._stats += chunk.stats
+                    ended += chunk.stats
                 yield index, chunk
         finally:
             self._lock.release()

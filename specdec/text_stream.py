@@ -53,6 +53,9 @@ class TextStream:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Take tokens and return the text that is now certain (may be "")."""
+        if not (self._matchers or self._drop_space):  # most streams, all the time
+            self._tokens_used += len(token_ids)
+            return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, token_ids)))
         printable = []
         for token in token_ids:
             if self._stopped:

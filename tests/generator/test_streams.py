@@ -26,7 +26,7 @@ def test_stream_and_generate_agree(target: Model, drafter: Model) -> None:
             assert "".join(chunks) == result.text
             assert sum((chunk.tokens for chunk in chunks), ()) == result.tokens
             assert chunks[-1].finish_reason == result.finish_reason == "length"
-            assert result.stats is generator.stats
+            assert result.stats == generator.stats
 
 
 def test_a_chunk_is_text_with_its_tokens(generator: Generator) -> None:
