@@ -116,5 +116,6 @@ def _check_attachment(target: Model, draft: Model) -> None:
         raise InvalidInputError(
             f"{draft.name} is an attached drafter whose graph reads keys and values in "
             f"{16 if draft.half_kv else 32} bits, and {target.name} writes them in "
-            f"{16 if target.half_kv else 32}; convert both with the same version and --layout"
+            f"{16 if target.half_kv else 32}; convert one of them anew, with the "
+            "other's --layout"
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import specdec.session
-from specdec import Generator, Model, ModelFolderError, SamplingParams
+from specdec import Generator, InvalidInputError, Model, ModelFolderError, SamplingParams
 from specdec.convert import convert
 
 PROMPT = "the quick brown fox"
@@ -23,7 +23,14 @@ def target(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model.load(convert(tiny_gguf, tmp_path_factory.mktemp("f") / "target", layout="fused"))
 
 
-@pytest.fixture(scope="module", params=product(("attached", "standalone"), ("fused", "nbits8")))
+@pytest.fixture(
+    scope="module",
+    params=[
+        *product(("attached", "standalone"), ("fused", "fused-exact")),
+        ("standalone", "nbits8"),
+    ],
+    ids=" ".join,
+)
 def drafter(
     request: pytest.FixtureRequest,
     tiny_gguf: Path,
@@ -31,7 +38,7 @@ def drafter(
     tiny_drafter_gguf: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Model:
-    """Of either kind, in the target's layout and in another: the K/V are the same in all."""
+    """Of either kind, in the target's layout and in another."""
     kind, layout = request.param
     source = tiny_attached_gguf if kind == "attached" else tiny_drafter_gguf
     folder = tmp_path_factory.mktemp("f") / "drafter"
@@ -50,17 +57,21 @@ def test_text_is_the_targets_own(target: Model, drafter: Model, sampling: Sampli
         assert k == "auto" or generator.stats.drafted > 0
 
 
-def test_a_fused_drafter_drafts_for_another_layout(
-    tmp_path: Path, tiny_gguf: Path, tiny_attached_gguf: Path
+@pytest.mark.parametrize(("ours", "theirs"), [("nbits8", "fused"), ("fused", "nbits8")])
+def test_an_attached_drafter_reads_k_and_v_as_its_target_writes_them(
+    tmp_path: Path, tiny_gguf: Path, tiny_attached_gguf: Path, ours: str, theirs: str
 ) -> None:
-    other = Model.load(convert(tiny_gguf, tmp_path / "target", layout="nbits8"))
+    target = Model.load(convert(tiny_gguf, tmp_path / "target", layout=ours))
     drafter = Model.load(
-        convert(tiny_attached_gguf, tmp_path / "d", target_source=tiny_gguf, layout="fused")
+        convert(tiny_attached_gguf, tmp_path / "d", target_source=tiny_gguf, layout=theirs)
     )
-    expected = Generator(other).generate(PROMPT, GREEDY, raw=True).tokens
-    for k in (1, 4):
-        generator = Generator(other, drafter, draft_length=k)
-        assert generator.generate(PROMPT, GREEDY, raw=True).tokens == expected
+    bits = {"nbits8": 32, "fused": 16}
+    message = (
+        f"reads keys and values in {bits[theirs]} bits, and target writes them in {bits[ours]}; "
+        "convert one of them anew, with the other's --layout"
+    )
+    with pytest.raises(InvalidInputError, match=message):
+        Generator(target, drafter)
 
 
 def test_rows_run_alone_and_in_trees(target: Model, tmp_path: Path, tiny_gguf: Path) -> None:
