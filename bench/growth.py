@@ -23,11 +23,9 @@ from typing import Any
 
 from bench import growth_figures as figures
 from bench.growth_plots import draw
-from bench.peers.checkpoints import TARGET
 from bench.peers.install import peer_home
 from bench.peers.process import Worker
 from bench.peers.protocol import Request
-from bench.sources import gguf
 from specdec import Generator, Model, SamplingParams, Stats
 from specdec.benchmark.machine import describe_machine
 from specdec.distill.evaluate.prompts import load_kinds
@@ -47,16 +45,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     target = Model.load(options.target, threads=options.threads[-1])
     drafter = Model.load(options.draft, threads=options.threads[-1])
-    target_bytes, draft_bytes = _weight_bytes(target, drafter)
     bandwidths = {threads: figures.measured_bandwidth(threads) for threads in options.threads}
     report(f"memory: {', '.join(f'{t} threads {b / 1e9:.1f} GB/s' for t, b in bandwidths.items())}")
     result = {
         "command": shlex.join(["python", "-m", "bench.growth", *(arguments or sys.argv[1:])]),
         "machine": describe_machine(target, drafter),
         "bandwidth": bandwidths,
-        "target_bytes": target_bytes,
-        "draft_bytes": draft_bytes,
-        "cache_bytes": figures.cache_bytes(target.config),
+        "target_bytes": figures.weight_bytes(target.folder.path),
+        "draft_bytes": figures.weight_bytes(drafter.folder.path),
+        "cache_bytes": figures.cache_bytes(target),
         "context": by_context(options, target, report),
         "length": by_length(options, target, drafter, report),
         "threads": by_threads(options, report),
@@ -66,16 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
     (options.output / "growth.md").write_text(as_markdown(result), encoding="utf-8")
     draw(result, options.output)
     report(f"written to {options.output}")
-
-
-def _weight_bytes(target: Model, drafter: Model) -> tuple[int, int]:
-    """Bytes that a step of the target reads, and one of the drafter: its layers and its head."""
-    with gguf(TARGET) as checkpoint:
-        whole = figures.weight_bytes(checkpoint)
-        head = whole - figures.weight_bytes(checkpoint, head_rows=0)
-    with gguf(_DRAFTER) as checkpoint:
-        layers = figures.weight_bytes(checkpoint)
-    return whole, layers + head * drafter.config.head_size // target.config.vocab
 
 
 def by_context(options: argparse.Namespace, target: Model, report: Any) -> list[dict[str, Any]]:

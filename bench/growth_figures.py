@@ -5,22 +5,22 @@ Pure functions, but for the measurement of the bandwidth itself.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import numpy as np
+import onnx
+from onnx import helper
 
-from specdec import Stats
+from specdec import Model, Stats
 from specdec.cost_model import Pair
-from specdec.model_folder import ModelConfig
 
 _BANDWIDTH_BYTES = 256 << 20  # far more than any cache holds
 _BANDWIDTH_TURNS = 7
-_FLOAT = 4  # bytes of an element of K or V on the CPU
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,24 @@ def measured_bandwidth(threads: int) -> float:
     return best
 
 
-def weight_bytes(checkpoint: Path, head_rows: int | None = None) -> int:
-    """Bytes of a GGUF file's tensors that a step reads.
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a model folder's matrices that a step reads: all but its embedding.
 
-    That is all of them: a tied embedding is read whole, as the head. ``head_rows`` counts so many
-    rows of it instead, for a drafter whose head is trimmed.
+    A tied embedding is read whole, as the head.
     """
-    total = 0
-    for tensor in gguf.GGUFReader(checkpoint).tensors:
-        size = int(tensor.n_bytes)
-        if head_rows is not None and tensor.name == "token_embd.weight":
-            size = size * head_rows // int(tensor.shape[1])
-        total += size
-    return total
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    return sum(
+        math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in graph.initializer
+        if tensor.name.endswith((".codes", ".scales")) and not tensor.name.startswith("embedding")
+    )
 
 
-def cache_bytes(config: ModelConfig) -> int:
+def cache_bytes(model: Model) -> int:
     """Bytes of K and V that one token of the past takes."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * _FLOAT
+    config = model.config
+    element = 2 if model.half_kv else 4
+    return 2 * config.layers * config.kv_heads * config.head_dim * element
 
 
 def most_tokens_per_second(

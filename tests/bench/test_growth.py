@@ -11,12 +11,14 @@ from bench.growth import as_markdown
 from bench.growth_figures import (
     LengthRun,
     acceptance,
+    cache_bytes,
     measured_bandwidth,
     most_tokens_per_second,
     predictions,
+    weight_bytes,
 )
 from bench.growth_plots import draw
-from specdec import Stats
+from specdec import Model, Stats
 from specdec.cost_model import expected_tokens
 
 RATE, BASE, SLOPE, DRAFT = 0.5, 4e-3, 1e-3, 2e-4
@@ -51,6 +53,21 @@ def test_lengths_that_were_not_measured_are_predicted() -> None:
         expected = expected_tokens(RATE, k) / (k * DRAFT + BASE + SLOPE * (k + 1))
         assert speed == pytest.approx(expected, rel=1e-4)
         assert speed == pytest.approx(run_at(k).tokens_per_second, rel=1e-4)
+
+
+def test_bytes_are_those_of_the_folder(tiny_target: Path, tiny_attached: Path) -> None:
+    """The embedding is the head's own memory, and a drafter reads its rows alone."""
+    target, drafter = (Model.load(folder) for folder in (tiny_target, tiny_attached))
+    data = (tiny_target / "model.onnx.data").stat().st_size
+    config = target.config
+    rotary = 4 * config.context * config.head_dim
+    gains = 4 * config.hidden * (2 * config.layers + 1)
+    rest = data - rotary - gains  # with what aligns the tensors
+    assert 0.85 * rest < weight_bytes(tiny_target) <= rest
+    assert weight_bytes(tiny_attached) < weight_bytes(tiny_target)
+    elements = 2 * config.layers * config.kv_heads * config.head_dim
+    assert cache_bytes(target) == 2 * elements
+    assert drafter.half_kv
 
 
 def test_the_memory_bound_counts_what_a_round_reads() -> None:
