@@ -17,10 +17,6 @@ constexpr double kMostProbes = 2;
 constexpr double kStreamProbes = 0.5;  // what a new prompt is worth a look
 constexpr double kSiblingRate = 0.05;
 constexpr double kHopeless = 0.01;     // chance of a depth to be reached that is not worth a look
-constexpr double kDraftGuess = 0.2;    // cost of a shared drafter step, before one was run
-constexpr double kCompanyRate = 0.2;
-constexpr double kCompanyReturn = 0.01;
-constexpr std::int32_t kFewRuns = 2;   // of a width, after which its cost counts as known
 
 constexpr std::int32_t kFirstRounds = 3;   // whose drafts are short: their cost is not known
 constexpr std::int32_t kFirstMost = 4;
@@ -29,22 +25,6 @@ constexpr double kPlainEvery = 48;     // rounds without a plain one after which
 constexpr double kPlainGain = 400;     // and rounds more for each token that drafting gains
 
 }  // namespace
-
-void Company::add(std::int32_t depth, std::int32_t drafting, std::int32_t sequences) {
-  const auto i = static_cast<std::size_t>(depth);
-  if (share_.size() <= i) share_.resize(i + 1, 1.0);
-  if (drafting > 0) {
-    share_[i] += kCompanyRate * (static_cast<double>(drafting) / sequences - share_[i]);
-  } else {
-    share_[i] += kCompanyReturn * (1 - share_[i]);
-  }
-}
-
-double Company::at(std::int32_t depth, std::int32_t sequences) const {
-  const auto i = static_cast<std::size_t>(depth);
-  const double share = i < share_.size() ? share_[i] : 1.0;
-  return std::max(share * sequences, 1.0);
-}
 
 AutoPolicy::AutoPolicy(std::int32_t longest, std::int32_t rows)
     : costs_(rows),
@@ -59,29 +39,6 @@ void AutoPolicy::start_stream() {
   acceptance_.fade(kStreamWeight);
   looked_up_.fade(kStreamWeight);
   probe_purse_ = std::min(probe_purse_ + kStreamProbes, kMostProbes);
-}
-
-double AutoPolicy::seconds(std::int32_t rows) const {
-  if (!shared_) return costs_.target(rows);
-  const std::int32_t all = std::min(rows * shared_->sequences, shared_->target->max_rows());
-  return shared_->target->target(all) / shared_->sequences;
-}
-
-double AutoPolicy::step_of_drafter(std::int32_t depth) const {
-  if (!shared_) return costs_.draft();
-  if (shared_->draft == nullptr) return 0;
-  if (!shared_->draft->known(shared_->sequences)) return kDraftGuess * seconds(1);
-  const double drafting = shared_->company->at(depth, shared_->sequences);
-  const auto whole = std::min(static_cast<std::int32_t>(drafting), shared_->draft->max_rows());
-  const std::int32_t more = std::min(whole + 1, shared_->draft->max_rows());
-  const double low = shared_->draft->target(whole);
-  return (low + (drafting - whole) * (shared_->draft->target(more) - low)) / drafting;
-}
-
-// How often the target ran so many rows, or costs of so many are known from steps like it.
-std::int32_t AutoPolicy::runs(std::int32_t rows) const {
-  if (!shared_) return costs_.runs(rows);
-  return shared_->target->known(rows * shared_->sequences) ? kFewRuns : 0;
 }
 
 // The best rate of chains of a fixed length by what is expected of them, and what was reached of
@@ -108,7 +65,7 @@ double AutoPolicy::worth(std::int32_t depth, double reached) const {
 }
 
 double AutoPolicy::draft_cost(std::int32_t depth) const {
-  return plan_.lookup ? 0 : step_of_drafter(depth);
+  return plan_.lookup ? 0 : costs_.draft(depth);
 }
 
 double AutoPolicy::rows_cost(std::int32_t rows, std::int32_t more) const {
@@ -171,7 +128,7 @@ DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
   rate_ = rate();
   if (block_ && plan_.width > 1) choose_width();
   plan_.depth = choose_depth();
-  if (limits.lookup > 0 && runs(1) > 0 && purse_ > 0) choose_lookup();
+  if (limits.lookup > 0 && costs_.runs(1) > 0 && purse_ > 0) choose_lookup();
   return plan_;
 }
 
@@ -220,8 +177,8 @@ std::int32_t AutoPolicy::choose_depth() {
   const std::int32_t most = limits_.depth;
   if (most < 1) return 0;
   ++since_plain_;
-  if (runs(1) == 0) {
-    if (shared_) return 0;
+  if (costs_.runs(1) == 0) {
+    if (costs_.shared()) return 0;
     // What a plain step costs is one half of every comparison; what a draft does is the other.
     if (since_plain_ > kFirstRounds) return 0;
     probing_ = true;
@@ -262,8 +219,8 @@ Branch AutoPolicy::branch(std::int32_t depth, const float* probabilities, std::i
     result = {0, false};
   } else if (result.go_on && next.gain <= 0) {
     // Shapes that were never measured are tried now and then.
-    result.go_on = next.drafts > 0 && !probing_ && runs(1) > 0 &&
-                   runs(rows_ + 2) < kFewRuns && probes(next.gain);
+    result.go_on = next.drafts > 0 && !probing_ && costs_.runs(1) > 0 &&
+                   costs_.runs(rows_ + 2) < RoundCosts::kFewRuns && probes(next.gain);
     if (result.go_on) probe_purse_ += next.gain;
   }
   const std::int32_t behind = result.go_on ? next.drafts : 0;  // of the chain, as expected
@@ -295,9 +252,9 @@ std::int32_t AutoPolicy::siblings(const Position& position, double before,
 
 void AutoPolicy::observe(const RoundOutcome& outcome) {
   const auto steps = static_cast<std::int32_t>(positions_.size());
-  if (!first_ && !shared_) {
-    costs_.add_target(outcome.rows, outcome.target_seconds);
-    if (steps > 0 && !plan_.lookup) costs_.add_draft(outcome.draft_seconds / steps);
+  if (!first_) {
+    const std::int32_t drafts = plan_.lookup ? 0 : steps;
+    costs_.add(outcome.rows, outcome.target_seconds, drafts, outcome.draft_seconds);
   }
   first_ = false;
   if (outcome.by_token != nullptr) {

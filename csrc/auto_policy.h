@@ -7,7 +7,7 @@
 
 #include "acceptance.h"
 #include "draft_policy.h"
-#include "step_costs.h"
+#include "round_costs.h"
 
 namespace specdec {
 
@@ -35,31 +35,6 @@ struct RoundOutcome {
   const double* by_block = nullptr;
 };
 
-// How many of the sequences that share steps draft for a position, as a mean over the rounds: who
-// drafts where the others do not pays for a step of the drafter alone.
-class Company {
- public:
-  // So many of all drafted for the position `depth` of a round, 0: none.
-  void add(std::int32_t depth, std::int32_t drafting, std::int32_t sequences);
-
-  // At least one of all.
-  double at(std::int32_t depth, std::int32_t sequences) const;
-
- private:
-  std::vector<double> share_;  // [depth] of the sequences; where nobody drafts it goes back to all
-};
-
-// What steps cost one of several sequences that share them. Of the target's step: what all pay, over
-// their number, if all had so many rows. Of the drafter's: its share among those that draft so far.
-// By what its own steps cost it a sequence would find drafting dear as long as it is the only one,
-// and as cheap as the first rows of a step where the others have filled it.
-struct SharedCosts {
-  const StepCosts* target;  // by the rows of all sequences
-  const StepCosts* draft;   // the same of the drafter's step; null: drafts that cost no step
-  const Company* company;
-  std::int32_t sequences;
-};
-
 // The cost model behind "auto": shapes each round so that committed tokens per second are as many
 // as they can be.
 //
@@ -68,7 +43,7 @@ struct SharedCosts {
 // added to a round is then worth its probability of being accepted less rate * seconds:
 // - a candidate that was drafted: one more row of the target's step;
 // - one more step of the drafter: that step, its row, and what may follow it.
-// Costs: StepCosts. Probabilities: AcceptanceModel. Leviathan et al. 2211.17192, section 3.5 is
+// Costs: RoundCosts. Probabilities: AcceptanceModel. Leviathan et al. 2211.17192, section 3.5 is
 // the case of a constant acceptance; stopping by the drafter's confidence: Huang et al.,
 // 2405.19715 (SpecDec++).
 //
@@ -97,7 +72,7 @@ class AutoPolicy final : public DraftPolicy {
   void set_width(std::int32_t width) { fixed_width_ = width; }
 
   // For rounds whose steps are shared, from the next one on; null: they are not.
-  void set_shared(const std::optional<SharedCosts>& costs) { shared_ = costs; }
+  void set_shared(const std::optional<SharedCosts>& costs) { costs_.share(costs); }
 
   DraftPlan begin(const DraftLimits& limits) override;
   Branch branch(std::int32_t depth, const float* probabilities, std::int32_t n) override;
@@ -106,7 +81,7 @@ class AutoPolicy final : public DraftPolicy {
   // Committed tokens per second that are expected with drafting as decided here, and without.
   double expected_rate() const { return rate(); }
   double plain_rate() const { return 1 / seconds(1); }
-  double seconds(std::int32_t rows) const;  // of a target step
+  double seconds(std::int32_t rows) const { return costs_.target(rows); }  // of a target step
 
  private:
   struct Outlook {
@@ -121,8 +96,6 @@ class AutoPolicy final : public DraftPolicy {
     std::int32_t nodes;
   };
 
-  double step_of_drafter(std::int32_t depth) const;
-  std::int32_t runs(std::int32_t rows) const;
   double rate() const;
   double rows_cost(std::int32_t rows, std::int32_t more) const;
   Outlook outlook(std::int32_t depth, double reached, float before, std::int32_t rows) const;
@@ -141,8 +114,7 @@ class AutoPolicy final : public DraftPolicy {
   double worth(std::int32_t depth, double reached) const;
   void account(double tokens, double plain_steps);
 
-  StepCosts costs_;
-  std::optional<SharedCosts> shared_;
+  RoundCosts costs_;
   AcceptanceModel acceptance_;
   AcceptanceModel looked_up_;  // of drafts that were looked up, which cost no step of the drafter
   bool first_ = true;  // the round is a stream's first

@@ -11,7 +11,13 @@ import pytest
 from core_build import COMPILER, REPOSITORY, compile_object, link_package
 
 FLAGS = ["-O1"]
-SOURCES = ("auto_policy.cpp", "acceptance.cpp", "step_costs.cpp", "bind_policy.cpp")
+SOURCES = (
+    "auto_policy.cpp",
+    "acceptance.cpp",
+    "round_costs.cpp",
+    "step_costs.cpp",
+    "bind_policy.cpp",
+)
 
 # The cost model as a module of its own.
 MODULE = """
@@ -90,24 +96,24 @@ MUTATIONS = {
         "if (reached < kFirstReach) break;",
         "",
     ),
-    "set-up counts as cost": ("auto_policy.cpp", "if (!first_ && !shared_) {", "if (!shared_) {"),
+    "set-up counts as cost": ("auto_policy.cpp", "if (!first_) {", "{"),
     "a row of a shared step costs one sequence what it costs alone": (
-        "auto_policy.cpp",
+        "round_costs.cpp",
         "std::min(rows * shared_->sequences, shared_->target->max_rows())",
         "shared_->sequences + rows - 1",
     ),
     "a prefill's step tells what narrow ones cost": (
-        "auto_policy.cpp",
+        "round_costs.cpp",
         "shared_->target->known(rows * shared_->sequences)",
         "shared_->target->known(shared_->target->max_rows())",
     ),
     "each pays the whole of a shared drafter's step": (
-        "auto_policy.cpp",
+        "round_costs.cpp",
         "(shared_->draft->target(more) - low)) / drafting;",
         "(shared_->draft->target(more) - low));",
     ),
     "a shared drafter's step costs a few what it costs all": (
-        "auto_policy.cpp",
+        "round_costs.cpp",
         "kCompanyRate = 0.2;",
         "kCompanyRate = 0;",
     ),
