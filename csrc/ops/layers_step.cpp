@@ -63,7 +63,7 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
 
 void LayersStep::work(const LayerWeights* layers, std::size_t count,
                       Stages::Thread& thread) noexcept {
-  Way way{thread, tensors_.new_residual, spare_, false};
+  Way way{thread, tensors_.new_residual, spare_, false, Upcoming(layers[0].qkv, 1, thread)};
   for (std::size_t i = 0; i < count; ++i) {
     if (layers[i].bridge.scale != nullptr) std::swap(way.stream, way.other);
   }
@@ -82,8 +82,9 @@ void LayersStep::lead(const BridgeWeights& bridge, Way& way) noexcept {
                     bridge.bias,
                     shape_.epsilon,
                     way.other};
+  way.upcoming = Upcoming(bridge.matrix, 1, way.thread);
   const Pieces pieces(bridge_rows_);
-  way.thread.stage(pieces.count(), [&](std::int64_t piece) {
+  way.stage(pieces.count(), [&](std::int64_t piece) {
     kernels_->bridge_and_round(both, bridge_rows_, pieces[piece]);
   });
   std::swap(way.stream, way.other);
@@ -92,13 +93,13 @@ void LayersStep::lead(const BridgeWeights& bridge, Way& way) noexcept {
 }
 
 void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache, Way& way) noexcept {
-  Stages::Thread& thread = way.thread;
   const Norm entry{tensors_.residual, tensors_.update, layer.attention_gain,
                    shape_.epsilon,    way.stream,      nullptr};
   const Stream stream = normed(way, layer.attention_gain);
   const bool begun = way.begun;
+  way.upcoming = Upcoming(layer.qkv, 1, way.thread);
   const Pieces pieces(hidden_rows_);
-  thread.stage(pieces.count() + 1, [&](std::int64_t piece) {
+  way.stage(pieces.count() + 1, [&](std::int64_t piece) {
     if (piece == pieces.count()) {
       attention_.next_layer(cache.key, cache.value);
     } else if (begun) {
@@ -108,34 +109,36 @@ void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache, Way&
     }
   });
   way.begun = true;
-  multiply(layer.qkv, 1, thread, [&](std::int64_t begin, std::int64_t end) {
+  multiply(layer.qkv, 1, way, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply(layer.qkv, hidden_rows_, begin, end, shape_.qkv, qkv_);
   });
-  thread.stage(static_cast<std::int64_t>(attention_.writes()), [&](std::int64_t write) {
+  way.upcoming = Upcoming(layer.attention_output, 1, way.thread);
+  way.stage(static_cast<std::int64_t>(attention_.writes()), [&](std::int64_t write) {
     attention_.run_write(static_cast<std::size_t>(write));
   });
-  thread.stage(static_cast<std::int64_t>(attention_.units()), [&](std::int64_t unit) {
+  way.stage(static_cast<std::int64_t>(attention_.units()), [&](std::int64_t unit) {
     attention_.run_unit(static_cast<std::size_t>(unit));
   });
   const Pieces mixed_pieces(mixed_rows_);
-  thread.stage(mixed_pieces.count(), [&](std::int64_t piece) {
+  way.stage(mixed_pieces.count(), [&](std::int64_t piece) {
     kernels_->round(mixed_, mixed_rows_, mixed_pieces[piece]);
   });
   add_product(layer.attention_output, mixed_rows_, way);
 }
 
 void LayersStep::feed_forward(const LayerWeights& layer, bool last, Way& way) noexcept {
-  Stages::Thread& thread = way.thread;
   const Stream stream = normed(way, layer.ffn_gain);
+  way.upcoming = Upcoming(layer.gated, 4, way.thread);
   const Pieces pieces(hidden_rows_);
-  thread.stage(pieces.count(), [&](std::int64_t piece) {
+  way.stage(pieces.count(), [&](std::int64_t piece) {
     kernels_->norm_stream_and_round(stream, hidden_rows_, pieces[piece]);
   });
-  multiply(layer.gated, 4, thread, [&](std::int64_t begin, std::int64_t end) {
+  multiply(layer.gated, 4, way, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply_swiglu_and_round(layer.gated, hidden_rows_, begin, end, ffn_rows_);
   });
+  way.upcoming = Upcoming(layer.down, 1, way.thread);
   if (!last) return add_product(layer.down, ffn_rows_, way);
-  multiply(layer.down, 1, thread, [&](std::int64_t begin, std::int64_t end) {
+  multiply(layer.down, 1, way, [&](std::int64_t begin, std::int64_t end) {
     kernels_->multiply(layer.down, ffn_rows_, begin, end, shape_.hidden, tensors_.new_update);
   });
 }
@@ -145,20 +148,19 @@ Stream LayersStep::normed(const Way& way, const float* gain) const noexcept {
 }
 
 void LayersStep::add_product(const Matrix& matrix, const Rows& rows, Way& way) noexcept {
-  multiply(matrix, 1, way.thread, [&](std::int64_t begin, std::int64_t end) {
+  multiply(matrix, 1, way, [&](std::int64_t begin, std::int64_t end) {
     kernels_->add_product(matrix, rows, begin, end, shape_.hidden, way.stream, squares_);
   });
 }
 
 template <class Multiply>
-void LayersStep::multiply(const Matrix& matrix, std::int64_t unit_tiles, Stages::Thread& thread,
+void LayersStep::multiply(const Matrix& matrix, std::int64_t unit_tiles, Way& way,
                           const Multiply& multiply) noexcept {
   const std::int64_t units = matrix.tiles / unit_tiles;
   const std::int64_t part = part_units(matrix, unit_tiles);
-  thread.stage(
-      (units + part - 1) / part,
-      [&](std::int64_t i) { matrix.ask_for(i * part * unit_tiles); },
-      [&](std::int64_t i) { multiply(i * part, std::min((i + 1) * part, units)); });
+  way.upcoming.ask(kLinesAtOnce);
+  way.stage((units + part - 1) / part,
+            [&](std::int64_t i) { multiply(i * part, std::min((i + 1) * part, units)); });
 }
 
 }  // namespace specdec::ops

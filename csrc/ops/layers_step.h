@@ -72,6 +72,12 @@ class LayersStep {
     float* stream;  // [S, hidden]
     float* other;   // where a bridge leads
     bool begun;     // whether the stream is there; else it is yet to be made of what the step was given
+    Upcoming upcoming;  // of the next product
+
+    template <class Work>
+    void stage(std::int64_t count, const Work& work) {
+      thread.stage(count, [this] { upcoming.ask(1); }, work);
+    }
   };
 
   void lead(const BridgeWeights& bridge, Way& way) noexcept;
@@ -80,7 +86,7 @@ class LayersStep {
   Stream normed(const Way& way, const float* gain) const noexcept;
   void add_product(const Matrix& matrix, const Rows& rows, Way& way) noexcept;
   template <class Multiply>
-  void multiply(const Matrix& matrix, std::int64_t unit_tiles, Stages::Thread& thread,
+  void multiply(const Matrix& matrix, std::int64_t unit_tiles, Way& way,
                 const Multiply& multiply) noexcept;
 
   LayersShape shape_{};

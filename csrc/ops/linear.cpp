@@ -103,6 +103,26 @@ std::int64_t part_units(const Matrix& matrix, std::int64_t unit_tiles) {
   return std::max<std::int64_t>(1, kPartBytes / (matrix.tile_bytes() * unit_tiles));
 }
 
+Upcoming::Upcoming(const Matrix& matrix, std::int64_t unit_tiles, const Stages::Thread& thread) {
+  constexpr std::int64_t kMost = 64 * 1024;
+  const std::int64_t part = part_units(matrix, unit_tiles);
+  const std::int64_t parts = (matrix.tiles / unit_tiles + part - 1) / part;
+  const std::int64_t own = thread.first(parts);
+  if (own >= thread.last(parts)) return;
+  const std::int64_t tile = own * part * unit_tiles;
+  next_ = matrix.codes + tile * matrix.tile_codes();
+  end_ = next_ + std::min(kMost, (matrix.tiles - tile) * matrix.tile_codes());
+}
+
+void Upcoming::ask(std::int64_t lines) noexcept {
+#if defined(__GNUC__)
+  constexpr std::int64_t kLine = 64;
+  for (; lines > 0 && next_ < end_; --lines, next_ += kLine) __builtin_prefetch(next_, 0, 2);
+#else
+  static_cast<void>(lines);
+#endif
+}
+
 Matrix PackedMatrix::of(const Call& call) const {
   Matrix matrix = shape_;
   matrix.codes = call.input_data<std::uint8_t>(input_);

@@ -58,6 +58,21 @@ class Pieces {
   std::int64_t groups_, of_group_, blocks_;
 };
 
+// What a thread will begin a product with, brought near while it waits for what comes before.
+class Upcoming {
+ public:
+  Upcoming(const Matrix& matrix, std::int64_t unit_tiles, const Stages::Thread& thread);
+
+  // The next lines, as far as they are worth it: no more than a part of the second nearest cache.
+  void ask(std::int64_t lines) noexcept;
+
+ private:
+  const std::uint8_t* next_ = nullptr;
+  const std::uint8_t* end_ = nullptr;
+};
+
+constexpr std::int64_t kLinesAtOnce = 24;  // that are asked for before a thread looks up
+
 // prepare(piece) for all pieces of the rows, then work(begin, end) for parts of units of tiles 0 to
 // `units`; all in one parallel section, since to begin one costs as much as some rows.
 template <class Prepare, class Work>
@@ -70,9 +85,11 @@ void for_tiles(const Call& call, const Pieces& pieces, const Prepare& prepare,
   Stages stages(std::min(packed.threads(), parts));
   call.parallel(static_cast<std::size_t>(stages.ranges()), [&](std::size_t range) noexcept {
     Stages::Thread thread(stages, static_cast<std::int64_t>(range));
+    Upcoming upcoming(matrix, unit_tiles, thread);
     thread.stage(pieces.count(), [&](std::int64_t piece) { prepare(pieces[piece]); });
+    upcoming.ask(kLinesAtOnce);
     thread.stage(
-        parts, [&](std::int64_t i) { matrix.ask_for(i * part * unit_tiles); },
+        parts, [&] { upcoming.ask(1); },
         [&](std::int64_t i) { work(i * part, std::min((i + 1) * part, units)); });
   });
 }

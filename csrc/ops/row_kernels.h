@@ -51,9 +51,6 @@ struct Matrix {
     return blocks * (bits == 4 ? 2 * kTile : kTile);
   }
   std::int64_t tile_bytes() const { return tile_codes() + 2 * tile_scales(); }
-
-  // Has the first of a tile's codes brought on their way while there is other work.
-  void ask_for(std::int64_t tile) const;
 };
 
 // Memory for rounded rows. They lie in groups of 1 to 8, all of about the same size; a group that

@@ -35,12 +35,10 @@ class Stages {
     Thread(Stages& stages, std::int64_t range) : stages_(stages), range_(range) {}
 
     // work(part) for those of the next stage's parts that this thread takes, once all of the stages
-    // before are done. ahead(part) comes before the wait, for the part that is likely its first.
-    template <class Ahead, class Work>
-    void stage(std::int64_t count, const Ahead& ahead, const Work& work) {
-      const std::int64_t own = first(count, range_);
-      if (own < first(count, range_ + 1)) ahead(own);
-      wait();
+    // before are done; idle() again and again until then.
+    template <class Idle, class Work>
+    void stage(std::int64_t count, const Idle& idle, const Work& work) {
+      wait(idle);
       std::int64_t range = range_;
       for (std::int64_t i = 0; i < stages_.ranges_; ++i) {
         take(count, range, work);
@@ -51,18 +49,27 @@ class Stages {
 
     template <class Work>
     void stage(std::int64_t count, const Work& work) {
-      stage(count, [](std::int64_t) {}, work);
+      stage(count, [] {}, work);
     }
 
+    // The parts of a stage of `count` that are this thread's own: first to last - 1.
+    std::int64_t first(std::int64_t count) const { return first(count, range_); }
+    std::int64_t last(std::int64_t count) const { return first(count, range_ + 1); }
+
+   private:
     // Until all stages so far are done.
-    void wait() const {
+    template <class Idle>
+    void wait(const Idle& idle) const {
       constexpr int kPatience = 2000;  // some microseconds; then the core may be needed by another
       for (int i = 0; stages_.done_.load(std::memory_order_acquire) < before_; ++i) {
-        if (i >= kPatience) std::this_thread::yield();
+        if (i < kPatience) {
+          idle();
+        } else {
+          std::this_thread::yield();
+        }
       }
     }
 
-   private:
     std::int64_t first(std::int64_t count, std::int64_t range) const {
       return count * range / stages_.ranges_;
     }
