@@ -47,7 +47,7 @@ void check_stages(std::int64_t threads, std::int64_t ranges) {
         if (sum < 0) fail("a sum below zero");
       });
     }
-    thread.wait();
+    thread.stage(0, [](std::int64_t) {});  // waits for all before
   });
   for (std::int64_t stage = 0; stage < kStages; stage += 2) expected += parts(stage) * (stage + 1);
   for (std::int64_t value : values) expected -= value;
@@ -93,6 +93,9 @@ void check_layers(std::int64_t rows, std::int64_t threads) {
     layer.ffn_gain = weights.gain(kHidden);
     layer.gated = weights.matrix(4, 12, 2);
     layer.down = weights.matrix(4, 4, 3);
+    if (i == 1) {
+      layer.bridge = {weights.gain(kHidden), weights.gain(kHidden), weights.matrix(8, 4, 4)};
+    }
     layers.push_back(layer);
   }
   const auto size = static_cast<std::size_t>(rows);
@@ -117,8 +120,12 @@ void check_layers(std::int64_t rows, std::int64_t threads) {
       caches.push_back({key, key + 2 * kCapacity * 16});
     }
     std::vector<float> out(2 * residual.size());
-    const LayersTensors tensors{residual.data(), nullptr,        out.data(), out.data() + residual.size(),
-                                places.data(),   angles.data(), angles.data()};
+    LayersTensors tensors{};
+    tensors.residual = tensors.features = residual.data();
+    tensors.new_residual = out.data();
+    tensors.new_update = out.data() + residual.size();
+    tensors.rows = places.data();
+    tensors.cosine = tensors.sine = angles.data();
     step.begin(shape, attention, tensors, caches.data(), plain_row_kernels(), attention_plain(), count);
     Stages stages(count);
     // More threads than ranges, and one that comes when all is done.

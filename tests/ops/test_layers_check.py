@@ -49,8 +49,11 @@ def test_stages_and_layers_under_sanitizers(tmp_path: Path, sanitizers: str) -> 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("      wait();\n", ""),  # no stage waits for the one before
-        ("fetch_add(1, std::memory_order_release)", "fetch_add(1, std::memory_order_relaxed)"),
+        ("      wait(idle);\n", ""),  # no stage waits for the one before
+        (
+            "fetch_add(finished, std::memory_order_release)",
+            "fetch_add(finished, std::memory_order_relaxed)",
+        ),
         ("part < end", "part <= end"),  # a part of the next stage
     ],
 )
