@@ -111,7 +111,7 @@ def test_generating_loads_no_converter_and_no_benchmark(tiny_target: Path) -> No
 
 def test_text_is_utf8_whatever_the_locale(tiny_target: Path) -> None:
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    arguments = ("generate", "hello", "-m", tiny_target, "-n", 24, "-t", 1, "--seed", 7)
+    arguments = ("generate", "hello", "-m", tiny_target, "-n", 120, "-t", 1, "--seed", 7)
     process = start(*arguments, env=environment)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

@@ -36,7 +36,7 @@ QUICK = Options(
     target_layers=(0, 2),
     head=200,
     dtype="float32",
-    prompts_per_kind=1,
+    prompts_per_kind=3,
     warmup=2,
 )
 
