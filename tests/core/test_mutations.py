@@ -247,8 +247,8 @@ MUTATIONS = {
     ),
     "tree: keys are moved and values are not": (
         "kv_cache.cpp",
-        "{keys(layer), values(layer)}",
-        "{keys(layer), keys(layer)}",
+        "std::copy_n(values + from * column, column, values + to * column);",
+        "",
     ),
     "tree: the hidden state is not moved": (
         "in_place_decoder.cpp",
