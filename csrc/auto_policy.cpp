@@ -15,6 +15,7 @@ constexpr double kRefill = 0.008;      // tokens for each plain step's time
 constexpr double kFirstProbes = 0.5;
 constexpr double kMostProbes = 2;
 constexpr double kStreamProbes = 0.5;  // what a new prompt is worth a look
+constexpr std::int32_t kSameCosts = 1024;  // tokens by which prompts differ that cost the same
 constexpr double kSiblingRate = 0.05;
 constexpr double kHopeless = 0.01;     // chance of a depth to be reached that is not worth a look
 
@@ -33,9 +34,15 @@ AutoPolicy::AutoPolicy(std::int32_t longest, std::int32_t rows)
       purse_(kFirstPurse),
       probe_purse_(kFirstProbes) {}
 
-void AutoPolicy::start_stream() {
+void AutoPolicy::start_stream(std::int32_t length) {
   first_ = true;
   costs_.pause();
+  const auto [shorter, longer] = std::minmax(length, learnt_behind_);
+  if (longer > 2 * shorter + kSameCosts) {
+    learnt_behind_ = length;
+    costs_.forget();
+    since_plain_ = 0;
+  }
   acceptance_.fade(kStreamWeight);
   looked_up_.fade(kStreamWeight);
   probe_purse_ = std::min(probe_purse_ + kStreamProbes, kMostProbes);

@@ -65,8 +65,10 @@ class AutoPolicy final : public DraftPolicy {
   // Chains of at most `longest` drafts, target steps of at most `rows` rows.
   AutoPolicy(std::int32_t longest, std::int32_t rows);
 
-  // A new prompt: its first round pays for set-up, and its text may be of another kind.
-  void start_stream();
+  // A new prompt of so many tokens: its first round pays for set-up, and its text may be of another
+  // kind. Where it is much longer or shorter than the one that costs were learnt behind, they are
+  // learnt anew: what many rows cost grows faster with the context than what one costs.
+  void start_stream(std::int32_t length = 0);
 
   // Candidates for each position that the user set, or kAuto.
   void set_width(std::int32_t width) { fixed_width_ = width; }
@@ -118,6 +120,7 @@ class AutoPolicy final : public DraftPolicy {
   AcceptanceModel acceptance_;
   AcceptanceModel looked_up_;  // of drafts that were looked up, which cost no step of the drafter
   bool first_ = true;  // the round is a stream's first
+  std::int32_t learnt_behind_ = 0;  // tokens of the prompt that costs_ began with
 
   std::int32_t fixed_width_ = 1;
 

@@ -37,7 +37,7 @@ void bind_policy(py::module_& m) {
 
   py::class_<AutoPolicy>(m, "AutoPolicy")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("longest"), py::arg("rows"))
-      .def("start_stream", &AutoPolicy::start_stream)
+      .def("start_stream", &AutoPolicy::start_stream, py::arg("length") = 0)
       .def("set_width", &AutoPolicy::set_width, py::arg("width"))
       .def(
           "set_shared",

@@ -99,7 +99,7 @@ void Engine::start(std::vector<std::int32_t> prompt, StreamOptions options) {
   options_ = std::move(options);
   if (options_.sampling.greedy()) options_.rule = Rule::greedy;
   sampler_.start(options_.sampling, vocabulary, sequence_);
-  auto_policy_.start_stream();
+  auto_policy_.start_stream(length);
   totals_ = Totals{};
   totals_.prompt_tokens = length;
   totals_.prefilled_tokens = length - 1 - target_->cache().length();

@@ -55,6 +55,7 @@ class RoundCosts {
   // What a round took, of so many rows and drafter steps. What is shared is measured elsewhere.
   void add(std::int32_t rows, double target_seconds, std::int32_t drafts, double draft_seconds);
   void pause() { own_.pause(); }
+  void forget() { own_ = StepCosts(own_.max_rows()); }
 
  private:
   StepCosts own_;

@@ -181,6 +181,32 @@ class TestStepCosts:
         assert 0 <= costs.draft < 1e-4
 
 
+def test_costs_are_learnt_anew_behind_a_context_of_another_size() -> None:
+    policy = new_policy()
+
+    def learn(length: int, one: float, four: float) -> float:
+        policy.start_stream(length)
+        for turn in range(40):
+            rows = (1, 4)[turn % 2]
+            policy.begin(rows - 1, rows - 1, 1)
+            policy.observe(
+                drafted=rows - 1, rows=rows, accepted=0, chosen=-1, all_compared=True,
+                draft_seconds=0.1, target_seconds=(one, four)[turn % 2],
+            )  # fmt: skip
+        return policy.seconds(4) / policy.seconds(1)
+
+    near = learn(60, 1.0, 1.1)
+    assert near < 1.25
+    policy.start_stream(1000)
+    assert policy.seconds(4) / policy.seconds(1) == near
+    policy.start_stream(4000)
+    unknown = new_policy()
+    assert policy.seconds(4) / policy.seconds(1) == unknown.seconds(4) / unknown.seconds(1)
+    assert learn(4100, 3.0, 6.0) > 1.6
+    policy.start_stream(60)
+    assert policy.seconds(4) / policy.seconds(1) == unknown.seconds(4) / unknown.seconds(1)
+
+
 def lookups(accepted: float, model: float, rounds: int = 600) -> tuple[float, float]:
     """Rounds of the last third that drafted what was looked up, as a share, and tokens per plain
     step's time, where each of its drafts is accepted so often and each of the model's so often."""
