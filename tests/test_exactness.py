@@ -24,7 +24,7 @@ from specdec import Generator, Model, Ngram
 from specdec._core import MAX_DRAFT_LENGTH, Decoder
 from specdec.convert import LAYOUTS, convert
 from specdec.verification import RULES
-from tests.kv_columns import read_columns, write_columns
+from tests.core.kv_columns import read_columns, write_columns
 from tests.tiny_gguf import write_tiny_drafter, write_tiny_gguf
 
 Logits = npt.NDArray[np.float32]

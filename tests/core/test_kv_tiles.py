@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kv_columns import read_columns, write_columns
 
 from specdec import _core
-from tests.kv_columns import read_columns, write_columns
 
 
 @pytest.mark.parametrize(("committed", "row", "place"), [(3, 2, 0), (30, 4, 1), (31, 1, 0)])

@@ -28,7 +28,7 @@ from specdec.convert import convert
 from specdec.convert.htp.folder import convert_htp
 from tests.cli.conftest import cli
 from tests.convert.graph_pair import GraphPair
-from tests.kv_columns import read_columns
+from tests.core.kv_columns import read_columns
 from tests.tiny_gguf import DEFAULT_VOCAB, random_llama, write_tiny_drafter, write_tiny_gguf
 
 __all__ = ["cli"]

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from tests.kv_columns import from_tiles, to_tiles
+from tests.core.kv_columns import from_tiles, to_tiles
 from tests.ops.one_graph import INSTRUCTION_SETS as INSTRUCTION_SETS
 from tests.ops.one_graph import node_of, session_of
 

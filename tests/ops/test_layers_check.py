@@ -49,7 +49,10 @@ def test_stages_and_layers_under_sanitizers(tmp_path: Path, sanitizers: str) -> 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("      wait(idle);\n", ""),  # no stage waits for the one before
+        (
+            "      wait(idle);\n",
+            "      static_cast<void>(idle);\n",
+        ),  # no stage waits for the one before
         (
             "fetch_add(finished, std::memory_order_release)",
             "fetch_add(finished, std::memory_order_relaxed)",
