@@ -69,7 +69,7 @@ void AttentionStep::make_blocks(std::size_t threads) {
 }
 
 void AttentionStep::make_units(std::size_t threads) {
-  // Rough cycles: 16 multiply-adds each, and 4 bytes of the cache.
+  // Rough cycles: 16 multiply-adds each, and 2 bytes of the cache.
   double cost = 0;
   std::int32_t chunks = 0;
   for (const Block& block : blocks_) {

@@ -63,7 +63,7 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
 
 void LayersStep::work(const LayerWeights* layers, std::size_t count,
                       Stages::Thread& thread) noexcept {
-  Way way{thread, tensors_.new_residual, spare_, false, Upcoming(layers[0].qkv, 1, thread)};
+  Way way{thread, tensors_.new_residual, spare_, false, {}};
   for (std::size_t i = 0; i < count; ++i) {
     if (layers[i].bridge.scale != nullptr) std::swap(way.stream, way.other);
   }

@@ -61,6 +61,7 @@ class Pieces {
 // What a thread will begin a product with, brought near while it waits for what comes before.
 class Upcoming {
  public:
+  Upcoming() = default;  // nothing
   Upcoming(const Matrix& matrix, std::int64_t unit_tiles, const Stages::Thread& thread);
 
   // The next lines, as far as they are worth it: no more than a part of the second nearest cache.
