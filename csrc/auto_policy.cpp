@@ -15,7 +15,6 @@ constexpr double kRefill = 0.008;      // tokens for each plain step's time
 constexpr double kFirstProbes = 0.5;
 constexpr double kMostProbes = 2;
 constexpr double kStreamProbes = 0.5;  // what a new prompt is worth a look
-constexpr std::int32_t kSameCosts = 1024;  // tokens by which prompts differ that cost the same
 constexpr double kSiblingRate = 0.05;
 constexpr double kHopeless = 0.01;     // chance of a depth to be reached that is not worth a look
 
@@ -37,12 +36,7 @@ AutoPolicy::AutoPolicy(std::int32_t longest, std::int32_t rows)
 void AutoPolicy::start_stream(std::int32_t length) {
   first_ = true;
   costs_.pause();
-  const auto [shorter, longer] = std::minmax(length, learnt_behind_);
-  if (longer > 2 * shorter + kSameCosts) {
-    learnt_behind_ = length;
-    costs_.forget();
-    since_plain_ = 0;
-  }
+  if (costs_.move_behind(length)) since_plain_ = 0;
   acceptance_.fade(kStreamWeight);
   looked_up_.fade(kStreamWeight);
   probe_purse_ = std::min(probe_purse_ + kStreamProbes, kMostProbes);
@@ -121,12 +115,38 @@ bool AutoPolicy::probes(double gain) {
   return true;
 }
 
+bool AutoPolicy::looks(double gain) {
+  if (!costs_.shared()) return probes(gain);
+  probing_ = costs_.round() == Company::Round::look;
+  return probing_;
+}
+
+bool AutoPolicy::plain_is_due(double gain) const {
+  if (costs_.shared()) return costs_.round() == Company::Round::plain;
+  return since_plain_ > kPlainEvery + kPlainGain * gain;
+}
+
+std::optional<double> AutoPolicy::gain(const DraftLimits& limits) {
+  weigh(limits);
+  if (limits.depth < 1 || costs_.runs(1) == 0 || purse_ <= 0) return {};
+  plan_.depth = limits.depth;
+  return outlook(0, 1, AcceptanceModel::kUnsure, 1).gain;
+}
+
 DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
-  limits_ = limits;
   positions_.clear();
   rows_ = 1;
   reached_ = 1;
   probing_ = false;
+  weigh(limits);
+  plan_.depth = choose_depth();
+  if (limits.lookup > 0 && costs_.runs(1) > 0 && purse_ > 0) choose_lookup();
+  return plan_;
+}
+
+// What a round could be, before its depth.
+void AutoPolicy::weigh(const DraftLimits& limits) {
+  limits_ = limits;
   const std::int32_t width = fixed_width_ == kAuto ? kWidest : fixed_width_;
   plan_.width = std::clamp(width, 1, std::max(limits.width, 1));
   plan_.probabilities = plan_.width;
@@ -134,9 +154,6 @@ DraftPlan AutoPolicy::begin(const DraftLimits& limits) {
   plan_.lookup = false;
   rate_ = rate();
   if (block_ && plan_.width > 1) choose_width();
-  plan_.depth = choose_depth();
-  if (limits.lookup > 0 && costs_.runs(1) > 0 && purse_ > 0) choose_lookup();
-  return plan_;
 }
 
 // What was looked up, where that is worth more than the plan.
@@ -157,7 +174,7 @@ void AutoPolicy::choose_lookup() {
     const double gain = tokens - rows_cost(1, i + 1);
     if (i == 0 || gain > best) best = gain;
   }
-  if (best > model && since_plain_ <= kPlainEvery + kPlainGain * best) {
+  if (best > model && !plain_is_due(best)) {
     probing_ = false;
     return;
   }
@@ -199,8 +216,8 @@ std::int32_t AutoPolicy::choose_depth() {
   plan_.depth = most;
   const double gain = outlook(0, 1, AcceptanceModel::kUnsure, 1).gain;
   if (purse_ <= 0) return 0;
-  if (gain <= 0) return probes(gain) ? 1 : 0;
-  return since_plain_ > kPlainEvery + kPlainGain * gain ? 0 : most;
+  if (gain <= 0) return looks(gain) ? 1 : 0;
+  return plain_is_due(gain) ? 0 : most;
 }
 
 Branch AutoPolicy::branch(std::int32_t depth, const float* probabilities, std::int32_t n) {

@@ -76,6 +76,10 @@ class AutoPolicy final : public DraftPolicy {
   // For rounds whose steps are shared, from the next one on; null: they are not.
   void set_shared(const std::optional<SharedCosts>& costs) { costs_.share(costs); }
 
+  // Tokens that a round is expected to gain by drafting, where sequences decide together
+  // (Company::begin()); none where it is to be plain in any case.
+  std::optional<double> gain(const DraftLimits& limits);
+
   DraftPlan begin(const DraftLimits& limits) override;
   Branch branch(std::int32_t depth, const float* probabilities, std::int32_t n) override;
   void observe(const RoundOutcome& outcome);
@@ -99,12 +103,15 @@ class AutoPolicy final : public DraftPolicy {
   };
 
   double rate() const;
+  void weigh(const DraftLimits& limits);
   double rows_cost(std::int32_t rows, std::int32_t more) const;
   Outlook outlook(std::int32_t depth, double reached, float before, std::int32_t rows) const;
   Outlook outlook(std::int32_t depth, double reached, float before, std::int32_t rows,
                   std::int32_t width, bool choosing) const;
   std::int32_t choose_depth();
   bool probes(double gain);
+  bool looks(double gain);
+  bool plain_is_due(double gain) const;
   std::int32_t siblings(const Position& position, double before, std::int32_t behind) const;
   void learn(const RoundOutcome& outcome);
   void learn_block(const RoundOutcome& outcome);
@@ -120,7 +127,6 @@ class AutoPolicy final : public DraftPolicy {
   AcceptanceModel acceptance_;
   AcceptanceModel looked_up_;  // of drafts that were looked up, which cost no step of the drafter
   bool first_ = true;  // the round is a stream's first
-  std::int32_t learnt_behind_ = 0;  // tokens of the prompt that costs_ began with
 
   std::int32_t fixed_width_ = 1;
 

@@ -58,21 +58,38 @@ std::optional<SharedCosts> Batch::costs(Engine& engine, std::int32_t sequences) 
                      sequences};
 }
 
+// What steps of the models cost depends on the longest context in them.
+void Batch::move_costs(const std::vector<std::size_t>& together) {
+  std::int32_t longest = 0;
+  for (const std::size_t i : together) {
+    longest = std::max(longest, engines_[i]->sequence().length());
+  }
+  for (const std::size_t i : together) {
+    for (Decoder* decoder : {&engines_[i]->target(), engines_[i]->drafter_model()}) {
+      if (BatchModel* model = shared_model(decoder)) model->move_behind(longest);
+    }
+  }
+}
+
 void Batch::begin() {
-  const auto sequences = static_cast<std::int32_t>(
-      std::count_if(engines_.begin(), engines_.end(), [](const auto& engine) {
-        return engine->running() && engine->prefilled();
-      }));
+  std::vector<std::size_t> together;
   for (std::size_t i = 0; i < engines_.size(); ++i) {
     Engine& engine = *engines_[i];
     if (!engine.running()) continue;
     guarded(i, [&] {
       if (!engine.prefilled() && !engine.prefill_step(1)) engine.prefill_drafter();
-      if (!engine.prefilled() && !engine.cancelled()) return;
-      in_round_[i] = true;
-      engine.share_costs(costs(engine, std::max(sequences, 1)));
-      engine.begin_round();
+      if (engine.prefilled() || engine.cancelled()) together.push_back(i);
     });
+  }
+  move_costs(together);
+  const auto sequences = static_cast<std::int32_t>(together.size());
+  for (const std::size_t i : together) engines_[i]->share_costs(costs(*engines_[i], sequences));
+  company_.begin(sequences, [&](std::int32_t i) {
+    return engines_[together[static_cast<std::size_t>(i)]]->gain_of_drafting();
+  });
+  for (const std::size_t i : together) {
+    in_round_[i] = true;
+    guarded(i, [&] { engines_[i]->begin_round(); });
   }
 }
 
@@ -85,7 +102,7 @@ void Batch::draft() {
       const Engine& engine = *engines_[i];
       if (in_round_[i] && engine.drafting()) waits_.push_back({i, *engine.step(), false});
     }
-    company_.add(depth, static_cast<std::int32_t>(waits_.size()), sequences);
+    company_.add(depth, static_cast<std::int32_t>(waits_.size()));
     if (waits_.empty()) return;
     run(waits_);
   }

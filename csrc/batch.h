@@ -49,6 +49,7 @@ class Batch {
   };
 
   std::optional<SharedCosts> costs(Engine& engine, std::int32_t sequences) const;
+  void move_costs(const std::vector<std::size_t>& together);
   void begin();
   void draft();
   void check();

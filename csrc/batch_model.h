@@ -54,6 +54,7 @@ class BatchModel {
   const Sizes& sizes() const { return sizes_; }
 
   const StepCosts& costs() const { return costs_; }
+  void move_behind(std::int32_t length) { costs_.move_behind(length); }  // of the longest sequence
 
   // Whether these rows fit into one step.
   bool fits(std::int32_t rows, std::int32_t logit_rows) const {

@@ -1,5 +1,6 @@
 #include "bind_policy.h"
 
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
 #include <vector>
@@ -27,13 +28,22 @@ void bind_policy(py::module_& m) {
       .def("add_target", &StepCosts::add_target, py::arg("rows"), py::arg("seconds"))
       .def("add_draft", &StepCosts::add_draft, py::arg("seconds"))
       .def("pause", &StepCosts::pause)
+      .def("move_behind", &StepCosts::move_behind, py::arg("length"))
       .def("target", &StepCosts::target, py::arg("rows"))
       .def_property_readonly("draft", &StepCosts::draft);
 
   py::class_<Company>(m, "Company")
       .def(py::init<>())
-      .def("add", &Company::add, py::arg("depth"), py::arg("drafting"), py::arg("sequences"))
-      .def("at", &Company::at, py::arg("depth"), py::arg("sequences"));
+      .def("begin", &Company::begin, py::arg("sequences"), py::arg("gain"))
+      .def("add", &Company::add, py::arg("depth"), py::arg("drafting"))
+      .def("at", &Company::at, py::arg("depth"))
+      .def_property_readonly("round", [](const Company& self) {
+        switch (self.round()) {
+          case Company::Round::look: return "look";
+          case Company::Round::plain: return "plain";
+          default: return "free";
+        }
+      });
 
   py::class_<AutoPolicy>(m, "AutoPolicy")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("longest"), py::arg("rows"))
@@ -47,6 +57,12 @@ void bind_policy(py::module_& m) {
           },
           py::arg("target"), py::arg("draft"), py::arg("company"), py::arg("sequences"),
           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
+      .def(
+          "gain",
+          [](AutoPolicy& self, std::int32_t depth, std::int32_t nodes, std::int32_t width) {
+            return self.gain({depth, nodes, width});
+          },
+          py::arg("depth"), py::arg("nodes"), py::arg("width"))
       .def(
           "begin",
           [](AutoPolicy& self, std::int32_t depth, std::int32_t nodes, std::int32_t width,

@@ -222,6 +222,16 @@ DraftLimits Engine::limits() {
   return {depth, nodes, widest_draft(), options_.rule == Rule::block, lookup};
 }
 
+std::optional<double> Engine::gain_of_drafting() {
+  if (!drafter_ || cancelled_) return {};
+  const DraftLimits most = limits();
+  const std::int32_t length = draft_length_;
+  if (most.depth < 1 || length == 0) return {};
+  if (length != kAuto) return 1;
+  auto_policy_.set_width(draft_width_);
+  return auto_policy_.gain(most);
+}
+
 void Engine::propose() {
   proposal_.clear();
   round_draft_seconds_ = 0;

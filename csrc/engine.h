@@ -104,6 +104,9 @@ class Engine {
 
   // For rounds that share their steps: AutoPolicy::set_shared().
   void share_costs(const std::optional<SharedCosts>& costs) { auto_policy_.set_shared(costs); }
+  // Tokens that the next round gains by drafting, going by those costs; a draft length that is set
+  // is worth it. None where it drafts in no case.
+  std::optional<double> gain_of_drafting();
   Decoder& target() { return *target_; }
   Decoder* drafter_model() { return drafter_ ? drafter_->decoder() : nullptr; }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -8,18 +9,39 @@
 
 namespace specdec {
 
-// How many of the sequences that share steps draft for a position, as a mean over the rounds: who
-// drafts where the others do not pays for a step of the drafter alone.
+// Who of the sequences that share steps drafts with whom. One that drafts where the others do not
+// pays for a step of the drafter alone, and one that looks whether drafting pays by now makes all of
+// them wait: so they decide together, and look together.
 class Company {
  public:
-  // So many of all drafted for the position `depth` of a round, 0: none.
-  void add(std::int32_t depth, std::int32_t drafting, std::int32_t sequences);
+  enum class Round {
+    free,   // who gains by drafting drafts
+    look,   // who does not drafts once: none did for a while
+    plain,  // nobody drafts: what that costs was not measured for a while
+  };
 
-  // At least one of all.
-  double at(std::int32_t depth, std::int32_t sequences) const;
+  // A round of so many sequences begins. gain(i): tokens that sequence i expects of drafting, going by
+  // at(); none where it cannot draft. Those draft who gain while just they do.
+  void begin(std::int32_t sequences,
+             const std::function<std::optional<double>(std::int32_t)>& gain);
+
+  // So many drafted for the position `depth` of the round, 0: none; called for 0 in every round, and
+  // up to the first that nobody drafts for.
+  void add(std::int32_t depth, std::int32_t drafting);
+
+  Round round() const { return round_; }
+
+  // How many draft for the position, at least one: for the first those that gain, and for the others
+  // as many of those as a mean over the rounds.
+  double at(std::int32_t depth) const;
 
  private:
-  std::vector<double> share_;  // [depth] of the sequences; where nobody drafts it goes back to all
+  Round round_ = Round::free;
+  std::int32_t drafting_ = 1;
+  std::int32_t began_ = 0;       // drafted for the first position of the round
+  std::vector<double> share_;    // [depth] of those; where nobody drafts it goes back to all
+  std::int32_t since_draft_ = 0;  // rounds
+  std::int32_t since_plain_ = 0;
 };
 
 // What steps cost one of several sequences that share them. Of the target's step: what all pay, over
@@ -44,6 +66,7 @@ class RoundCosts {
   // From the next round on; null: its steps are its own.
   void share(const std::optional<SharedCosts>& costs) { shared_ = costs; }
   bool shared() const { return shared_.has_value(); }
+  Company::Round round() const { return shared_->company->round(); }  // where steps are shared
 
   // Seconds of a target step, and of the drafter's for the position `depth` of a round.
   double target(std::int32_t rows) const;
@@ -55,7 +78,7 @@ class RoundCosts {
   // What a round took, of so many rows and drafter steps. What is shared is measured elsewhere.
   void add(std::int32_t rows, double target_seconds, std::int32_t drafts, double draft_seconds);
   void pause() { own_.pause(); }
-  void forget() { own_ = StepCosts(own_.max_rows()); }
+  bool move_behind(std::int32_t length) { return own_.move_behind(length); }
 
  private:
   StepCosts own_;

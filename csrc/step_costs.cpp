@@ -15,6 +15,7 @@ constexpr double kOffLine = 0.0025;    // variance of the log of a width around 
 constexpr double kScaleDrift = 1e-4;   // variance that each step adds to the scale
 constexpr double kShapeDrift = 4e-6;   // and to each shape
 constexpr double kPauseDrift = 0.01;   // that a pause adds to the scale
+constexpr std::int32_t kSameCosts = 1024;  // tokens of context by which steps differ that cost the same
 constexpr double kFirstSpread = 0.05;
 constexpr double kLeastSpread = 0.005;
 constexpr double kSpreadRate = 0.05;
@@ -38,6 +39,14 @@ StepCosts::StepCosts(std::int32_t max_rows)
 }
 
 void StepCosts::pause() { scale_.variance += kPauseDrift; }
+
+bool StepCosts::move_behind(std::int32_t length) {
+  const auto [shorter, longer] = std::minmax(length, length_);
+  if (longer <= 2 * shorter + kSameCosts) return false;
+  *this = StepCosts(max_rows_);
+  length_ = length;
+  return true;
+}
 
 void StepCosts::add_target(std::int32_t rows, double seconds) {
   Estimate& shape = shape_[rows];

@@ -23,6 +23,11 @@ class StepCosts {
   void add_draft(double seconds);  // of one step
   void pause();                    // time passed: the machine may be faster or slower now
 
+  // Steps come behind so many tokens from here on. Where those are many more or fewer than what costs
+  // were learnt behind, all is forgotten: what many rows cost grows faster with the context than what
+  // one costs. Whether it was.
+  bool move_behind(std::int32_t length);
+
   // Seconds, non-decreasing in rows, 1 <= rows <= max_rows. Between widths that were run on
   // straight lines through them, beyond them on the line fitted to all.
   double target(std::int32_t rows) const { return seconds_ * curve_[rows]; }
@@ -64,6 +69,7 @@ class StepCosts {
   void refresh();
 
   std::int32_t max_rows_;
+  std::int32_t length_ = 0;      // that steps came behind when the first of these was measured
   Estimate scale_;               // log seconds
   Estimate draft_;               // log of a drafter step over the scale
   std::vector<Estimate> shape_;  // [rows], log of a target step over the scale; [0] unused

@@ -109,6 +109,16 @@ def _together(
     return share
 
 
+def _together_again(core: ModuleType) -> float:
+    """Two sequences whose drafts were bad and are good now, over plain decoding."""
+    policies = [new_policy(core) for _ in range(2)]
+    costs = core.StepCosts(2 * worlds.MAX_ROWS), core.StepCosts(2), core.Company()
+    for tokens, accepted in ((2000, 0.02), (2000, 0.8)):
+        world = replace(FILLING, phases=[Phase(tokens, [accepted], spread=0.3)])
+        last = worlds.play_together(world, policies, costs, 0)
+    return last.rate * FILLING.step(2) / 2
+
+
 TREES = ("flat", "flat, middling", "steep", "declining", "tiles of eight rows")
 
 CHECKS = {
@@ -122,9 +132,10 @@ CHECKS = {
     "together, 2, good drafts": Check(_together(2, 0.7), 1.36),
     "together, 4, good drafts": Check(_together(4, 0.85), 1.085),
     "together, 4, good drafts, behind a prefill": Check(_together(4, 0.85, prefill=60), 1.085),
-    "together, 8, good drafts": Check(_together(8, 0.6), 0.975),
-    "together, 8, bad drafts": Check(_together(8, 0.05), 0.98),
-    "together, 8, bad drafts, soon": Check(_together(8, 0.05, 512), 0.97),
+    "together, 8, good drafts": Check(_together(8, 0.6), 0.985),
+    "together, 8, bad drafts": Check(_together(8, 0.05), 0.985),
+    "together, 8, bad drafts, soon": Check(_together(8, 0.05, 512), 0.98),
+    "together, 2, good drafts behind bad ones": Check(_together_again, 1.3),
     "alternating": Check(_chains(ALTERNATING), 1.1),
     "drifting in one stream": Check(
         lambda core: rate(core, DRIFTING, 1, None) / DRIFTING.best(), 1.1

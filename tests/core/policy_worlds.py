@@ -248,6 +248,7 @@ def play_together(
         outcomes = []
         at_depth = [0] * (MAX_DEPTH + 1)
         rows = 0
+        costs[2].begin(count, lambda i: policies[i].gain(MAX_DEPTH, MAX_ROWS - 1, 1))
         for policy in policies:
             depth, _, _ = policy.begin(MAX_DEPTH, MAX_ROWS - 1, 1)
             steps, drafted, accepted, expected, reached = 0, 0, 0, 1.0, 1.0
@@ -267,7 +268,7 @@ def play_together(
         seconds = world.step(rows)
         costs[0].add_target(rows, seconds * rng.lognormvariate(0, world.noise))
         for depth in range(at_depth.index(0) + 1):
-            costs[2].add(depth, at_depth[depth], count)
+            costs[2].add(depth, at_depth[depth])
         for together in filter(None, at_depth):
             draft = world.draft * (1 + 0.1 * (together - 1))
             costs[1].add_target(together, draft * rng.lognormvariate(0, world.noise))

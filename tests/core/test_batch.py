@@ -257,6 +257,28 @@ def test_auto_drafts_where_that_pays() -> None:
         assert engine.totals.tokens > 1.5 * engine.totals.rounds
 
 
+def test_costs_of_steps_are_learnt_anew_behind_a_much_longer_context() -> None:
+    batch = Batch(1, "near attached", capacity=4096)
+    batch.target.before_run = lambda sequences: time.sleep(0.003)
+
+    firsts = iter(range(1, 6))
+
+    def first_round(prompt_steps: int) -> int:
+        """Rows of the first round of a text behind a new prompt that takes so many whole steps."""
+        prompt = [next(firsts)] + [1] * (64 * prompt_steps)
+        before = len(batch.target.steps)
+        batch.texts([prompt], [stream_options(temperature=0, max_tokens=60)], [_core.AUTO])
+        steps = [rows for (rows,) in batch.target.steps[before:]]
+        assert steps[:prompt_steps] == [64] * prompt_steps
+        return steps[prompt_steps]
+
+    assert first_round(1) == 1  # what a plain step costs is found out first
+    assert first_round(1) > 1
+    assert first_round(40) == 1
+    assert first_round(40) > 1
+    assert first_round(1) == 1
+
+
 def test_seconds_of_the_sequences_add_up_to_those_of_the_steps() -> None:
     batch = Batch(3, "near attached")
     option = stream_options(temperature=0, max_tokens=30)

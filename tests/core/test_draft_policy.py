@@ -181,6 +181,22 @@ class TestStepCosts:
         assert 0 <= costs.draft < 1e-4
 
 
+def test_costs_move_with_the_context() -> None:
+    costs = _core.StepCosts(MAX_ROWS)
+    for rows in (1, 4) * 10:
+        costs.add_target(rows, 1.0 if rows == 1 else 1.1)
+    learnt = costs.target(4)
+    assert not costs.move_behind(1000)
+    assert costs.target(4) == learnt
+    assert costs.move_behind(1100)
+    assert costs.target(4) == _core.StepCosts(MAX_ROWS).target(4)
+    costs.add_target(1, 2.0)
+    assert not costs.move_behind(3000)
+    assert not costs.move_behind(100)
+    assert costs.target(1) == pytest.approx(2.0)
+    assert costs.move_behind(30)
+
+
 def test_costs_are_learnt_anew_behind_a_context_of_another_size() -> None:
     policy = new_policy()
 

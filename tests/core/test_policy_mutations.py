@@ -53,7 +53,7 @@ MUTATIONS = {
     ),
     "never plain": (
         "auto_policy.cpp",
-        "if (gain <= 0) return probes(gain) ? 1 : 0;",
+        "if (gain <= 0) return looks(gain) ? 1 : 0;",
         "",
     ),
     "never looks whether drafting pays again": (
@@ -116,6 +116,21 @@ MUTATIONS = {
         "round_costs.cpp",
         "kCompanyRate = 0.2;",
         "kCompanyRate = 0;",
+    ),
+    "each goes by what drafting would cost if all did": (
+        "round_costs.cpp",
+        "    drafting_ = gaining;",
+        "    drafting_ = gaining > 0 ? sequences : 0;",
+    ),
+    "sequences look for half of the time": (
+        "round_costs.cpp",
+        "kLookShare = 0.006;",
+        "kLookShare = 0.5;",
+    ),
+    "sequences never look": (
+        "round_costs.cpp",
+        "kLookShare = 0.006;",
+        "kLookShare = 0;",
     ),
     "confidence counts for nothing": (
         "acceptance.cpp",
