@@ -33,10 +33,13 @@ AutoPolicy::AutoPolicy(std::int32_t longest, std::int32_t rows)
       purse_(kFirstPurse),
       probe_purse_(kFirstProbes) {}
 
-void AutoPolicy::start_stream(std::int32_t length) {
+void AutoPolicy::move_behind(std::int32_t length) {
+  if (costs_.move_behind(length)) since_plain_ = 0;
+}
+
+void AutoPolicy::start_stream() {
   first_ = true;
   costs_.pause();
-  if (costs_.move_behind(length)) since_plain_ = 0;
   acceptance_.fade(kStreamWeight);
   looked_up_.fade(kStreamWeight);
   probe_purse_ = std::min(probe_purse_ + kStreamProbes, kMostProbes);

@@ -65,10 +65,11 @@ class AutoPolicy final : public DraftPolicy {
   // Chains of at most `longest` drafts, target steps of at most `rows` rows.
   AutoPolicy(std::int32_t longest, std::int32_t rows);
 
-  // A new prompt of so many tokens: its first round pays for set-up, and its text may be of another
-  // kind. Where it is much longer or shorter than the one that costs were learnt behind, they are
-  // learnt anew: what many rows cost grows faster with the context than what one costs.
-  void start_stream(std::int32_t length = 0);
+  // A new prompt: its first round pays for set-up, and its text may be of another kind.
+  void start_stream();
+
+  // The next round comes behind so many tokens: StepCosts::move_behind().
+  void move_behind(std::int32_t length);
 
   // Candidates for each position that the user set, or kAuto.
   void set_width(std::int32_t width) { fixed_width_ = width; }

@@ -47,7 +47,8 @@ void bind_policy(py::module_& m) {
 
   py::class_<AutoPolicy>(m, "AutoPolicy")
       .def(py::init<std::int32_t, std::int32_t>(), py::arg("longest"), py::arg("rows"))
-      .def("start_stream", &AutoPolicy::start_stream, py::arg("length") = 0)
+      .def("start_stream", &AutoPolicy::start_stream)
+      .def("move_behind", &AutoPolicy::move_behind, py::arg("length"))
       .def("set_width", &AutoPolicy::set_width, py::arg("width"))
       .def(
           "set_shared",

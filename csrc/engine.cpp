@@ -99,7 +99,7 @@ void Engine::start(std::vector<std::int32_t> prompt, StreamOptions options) {
   options_ = std::move(options);
   if (options_.sampling.greedy()) options_.rule = Rule::greedy;
   sampler_.start(options_.sampling, vocabulary, sequence_);
-  auto_policy_.start_stream(length);
+  auto_policy_.start_stream();
   totals_ = Totals{};
   totals_.prompt_tokens = length;
   totals_.prefilled_tokens = length - 1 - target_->cache().length();
@@ -243,6 +243,7 @@ void Engine::propose() {
   const std::int32_t width = draft_width_;
   if (length == kAuto) {
     auto_policy_.set_width(width);
+    auto_policy_.move_behind(sequence_.length());
     policy_ = &auto_policy_;
   } else {
     fixed_draft_ = FixedDraft(length, width == kAuto ? 1 : width);

@@ -41,6 +41,7 @@ StepCosts::StepCosts(std::int32_t max_rows)
 void StepCosts::pause() { scale_.variance += kPauseDrift; }
 
 bool StepCosts::move_behind(std::int32_t length) {
+  if (first_scales_.count == 0) length_ = length;
   const auto [shorter, longer] = std::minmax(length, length_);
   if (longer <= 2 * shorter + kSameCosts) return false;
   *this = StepCosts(max_rows_);

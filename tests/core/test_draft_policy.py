@@ -201,7 +201,8 @@ def test_costs_are_learnt_anew_behind_a_context_of_another_size() -> None:
     policy = new_policy()
 
     def learn(length: int, one: float, four: float) -> float:
-        policy.start_stream(length)
+        policy.start_stream()
+        policy.move_behind(length)
         for turn in range(40):
             rows = (1, 4)[turn % 2]
             policy.begin(rows - 1, rows - 1, 1)
@@ -213,13 +214,13 @@ def test_costs_are_learnt_anew_behind_a_context_of_another_size() -> None:
 
     near = learn(60, 1.0, 1.1)
     assert near < 1.25
-    policy.start_stream(1000)
+    policy.move_behind(1000)
     assert policy.seconds(4) / policy.seconds(1) == near
-    policy.start_stream(4000)
+    policy.move_behind(4000)
     unknown = new_policy()
     assert policy.seconds(4) / policy.seconds(1) == unknown.seconds(4) / unknown.seconds(1)
     assert learn(4100, 3.0, 6.0) > 1.6
-    policy.start_stream(60)
+    policy.move_behind(60)
     assert policy.seconds(4) / policy.seconds(1) == unknown.seconds(4) / unknown.seconds(1)
 
 

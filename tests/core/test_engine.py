@@ -14,6 +14,7 @@ from toy_pairs import (
     PROMPT,
     TABLE,
     V,
+    attached_pair,
     drafter_of,
     drafter_toy,
     speculative,
@@ -233,3 +234,25 @@ def test_totals_add_up() -> None:
     phases = [totals.prefill_seconds, totals.draft_seconds, totals.verify_seconds]
     assert 0 < totals.model_seconds <= sum(phases)
     assert sum(phases) + totals.accept_seconds <= elapsed
+
+
+def test_costs_are_learnt_anew_where_the_text_has_grown_long() -> None:
+    target, _, engine = attached_pair(capacity=2048)
+    target.before_run = lambda run: time.sleep(0.003)
+    engine.set_draft_length(_core.AUTO)
+    engine.start([1, 2, 3] * 10, stream_options(temperature=0, max_tokens=1500))
+    engine.prefill()
+    drafted = {}  # by the length of the text before the round
+    length = 30
+    finish = _core.Finish.none
+    while finish == _core.Finish.none:
+        result = engine.round()
+        finish = result.finish
+        drafted[length] = result.drafted
+        length += len(result.tokens)
+    # From 30 tokens on costs are the same up to 2 * 30 + 1,024. Then a plain step's is asked for
+    # after three rounds, and not, as before, after 48 and more.
+    behind = [count for begin, count in drafted.items() if begin > 2 * 30 + 1024]
+    assert 0 in behind[:5]
+    before = [count for begin, count in drafted.items() if 200 < begin <= 2 * 30 + 1024]
+    assert before.count(0) < len(before) / 48
