@@ -39,7 +39,7 @@ void AttentionStep::make_blocks(std::size_t threads) {
   // What is near enough to be read by several threads is shared out by rows, with nothing to merge.
   std::int32_t visible = 0;
   for (std::int32_t i = 0; i < shape_.rows; ++i) visible = std::max(visible, plan_.row(i).visible);
-  const bool near = visible <= kNear;
+  near_ = visible <= kNear;
   const std::size_t kv_heads = shape_.kv_heads;
   const std::int32_t group = shape_.group();
   const std::int32_t head_step = std::min(group, kAttentionItems);
@@ -50,7 +50,7 @@ void AttentionStep::make_blocks(std::size_t threads) {
     std::int32_t end = begin + 1;  // of the sequence
     while (end < shape_.rows && sequence(end) == sequence(begin)) ++end;
     std::int32_t parts = (end - begin + most_rows - 1) / most_rows;
-    if (near && static_cast<std::size_t>(parts) * kv_heads < kUnitsPerThread * threads) {
+    if (near_ && static_cast<std::size_t>(parts) * kv_heads < kUnitsPerThread * threads) {
       parts = std::max(parts, std::min(end - begin, static_cast<std::int32_t>(threads)));
     }
     const std::int32_t part_rows = (end - begin + parts - 1) / parts;
@@ -78,10 +78,9 @@ void AttentionStep::make_units(std::size_t threads) {
     cost += columns * shape_.kv_heads * shape_.head_dim * (heads / 8 + 2);
     chunks = std::max(chunks, block.chunks);
   }
-  const bool near = chunks * kAttentionChunk <= kNear;
   const std::size_t kv_heads = shape_.kv_heads;
   const std::size_t places = static_cast<std::size_t>(shape_.rows) * shape_.heads;
-  const std::size_t few = (near ? 2 : kUnitsPerThread) * threads;
+  const std::size_t few = (near_ ? 2 : kUnitsPerThread) * threads;
   split_ = threads > 1 && chunks > 1 && blocks_.size() * kv_heads < few &&
            (chunks - 1) * places * padded_dim_ <= kMostPartial;
   units_.clear();

@@ -99,6 +99,7 @@ class AttentionStep {
   std::atomic<std::size_t> next_unit_{0};
   // Where a unit is one chunk: sums by chunk, those of the first in `mixed`, and how many units of a
   // block and K/V head are still to come. The last of these merges.
+  bool near_ = false;   // all rows see few enough columns
   bool split_ = false;
   std::vector<float> greatest_;  // [chunks, S * heads]
   std::vector<float> total_;     // [chunks, S * heads]

@@ -15,6 +15,9 @@ from specdec.convert.blocks import PackedMatrix, pack_gated, pack_rows
 from specdec.convert.decoder_graph import HIDDEN, DecoderGraph
 from specdec.convert.matrix import Matrix
 from specdec.convert.packed_linear import DOMAIN, weights
+from specdec.errors import CheckpointError
+
+_LAST_BRIDGE = 62  # bits of an int64 that is not negative
 
 Pack: TypeAlias = Callable[[list[Matrix]], PackedMatrix]
 
@@ -31,6 +34,11 @@ class FusedGraph(DecoderGraph):
     def _layers(self, residual: str, update: str, begin: Callable[[int], None]) -> tuple[str, str]:
         config = self.config
         bridges = [layer for layer in range(config.layers) if layer in config.bridges]
+        if bridges and bridges[-1] > _LAST_BRIDGE:
+            raise CheckpointError(
+                f"layer {bridges[-1]} of this drafter begins with a bridge; the fused layouts take "
+                f"bridges up to layer {_LAST_BRIDGE}: choose another --layout"
+            )
         inputs = [residual, update, "rows", "rotary.cosine", "rotary.sine"]
         inputs.append("features" if bridges else "")
         outputs = ["layers.residual", "layers.update"]

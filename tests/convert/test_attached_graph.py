@@ -267,3 +267,12 @@ def test_there_are_no_npu_graphs_of_an_attached_drafter(
         with pytest.raises(InvalidInputError, match="take a standalone drafter"):
             make()
     assert not made.exists()
+
+
+def test_a_bridge_that_the_fused_layouts_have_no_bit_for(tmp_path: Path) -> None:
+    target = write_tiny_gguf(tmp_path / "target.gguf", layers=66, ffn=32)
+    convert_drafter(tmp_path, target, (*range(62), 63))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CheckpointError, match="layer 63 of this drafter begins with a bridge"):
+        convert_drafter(tmp_path / "other", target, (*range(63), 64))
+    assert not (tmp_path / "other" / "drafter").exists()
