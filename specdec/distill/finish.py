@@ -23,6 +23,7 @@ from specdec.distill.plot import fit, held_out_curve
 from specdec.distill.progress import duration, read_log
 from specdec.distill.rounding import BITS, WEIGHTS
 from specdec.distill.target import TargetModel
+from specdec.distill.temperature import sharpen
 from specdec.distill.train import LOG
 from specdec.model_folder import MANIFEST, ModelFolder, create_model_folder, write_manifest
 
@@ -68,9 +69,14 @@ def finish(
 ) -> None:
     """Export a trained student, measure it, and put the model folder in place.
 
+    The logits are scaled to what held-out text says (``specdec.distill.temperature``).
+
     Raises:
         InvalidInputError, ModelFolderError: Something cannot be written.
     """
+    progress("measuring how sure the drafter should be", 0.0)
+    student = made.student
+    scale = sharpen(student.final_norm, lambda: held_out(student, GAMMA).block_efficiency)
     progress("writing the drafter", 0.0)
     source = write_drafter(made, output.name)
     folder = made.work / "model"
@@ -96,6 +102,7 @@ def finish(
         "head": plan.head,
         "loss": (plan.schedule or {}).get("loss"),
         "schedule": plan.schedule,
+        "logit_scale": round(scale, 4),
         "tokens_seen": made.position.tokens,
         "steps": made.position.step,
         "training_seconds": round(made.position.seconds),

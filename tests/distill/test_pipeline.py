@@ -77,6 +77,7 @@ def test_a_drafter_comes_out_and_drafts(made: tuple[Path, list[str]]) -> None:
     assert len(record["text"]["manifest_sha256"]) == 64
     assert record["loss"]["kind"] == "lk"
     assert record["tokens_seen"] >= 1200
+    assert 0.75 < record["logit_scale"] < 1.3
     figures = record["acceptance"]["held_out"]
     assert set(figures) == {"float", "int8", "whole_head"}
     for name in ("int8", "whole_head"):
