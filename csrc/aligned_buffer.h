@@ -6,6 +6,10 @@
 #include <memory>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace specdec {
 
 // Zeroed memory at a 64-byte boundary, for a session to read and write. Large buffers cost no
@@ -15,8 +19,8 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(std::size_t size) : size_(size) {
-    // calloc, because it takes untouched (and so zero) pages from the system where it can.
-    block_.reset(std::calloc(size * sizeof(T) + kAlignment, 1));
+    const std::size_t bytes = size * sizeof(T);
+    block_ = std::unique_ptr<void, Free>(allocate(bytes), Free{bytes});
     if (!block_) throw std::bad_alloc();
     const auto address = reinterpret_cast<std::uintptr_t>(block_.get());
     data_ = reinterpret_cast<T*>((address + kAlignment - 1) / kAlignment * kAlignment);
@@ -29,9 +33,39 @@ class AlignedBuffer {
 
  private:
   static constexpr std::size_t kAlignment = 64;
+
+#if defined(__linux__)
+  // Pages of its own. calloc takes used memory where some is free, and touches it to clear it; what
+  // is freed it keeps.
+  static constexpr std::size_t kLarge = std::size_t{256} << 10;
+
+  static void* allocate(std::size_t bytes) {
+    if (bytes < kLarge) return std::calloc(bytes + kAlignment, 1);
+    void* const mapped =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return mapped == MAP_FAILED ? nullptr : mapped;
+  }
+
   struct Free {
+    std::size_t bytes = 0;
+    void operator()(void* block) const {
+      if (bytes < kLarge) {
+        std::free(block);
+      } else {
+        munmap(block, bytes);
+      }
+    }
+  };
+#else
+  // calloc, because it takes untouched (and so zero) pages from the system where it can.
+  static void* allocate(std::size_t bytes) { return std::calloc(bytes + kAlignment, 1); }
+
+  struct Free {
+    std::size_t bytes = 0;
     void operator()(void* block) const { std::free(block); }
   };
+#endif
+
   std::unique_ptr<void, Free> block_;
   T* data_ = nullptr;
   std::size_t size_ = 0;

@@ -22,6 +22,7 @@
 #include "engine.h"
 #include "error.h"
 #include "gil.h"
+#include "heap.h"
 #include "verify.h"
 
 namespace py = pybind11;
@@ -328,4 +329,5 @@ PYBIND11_MODULE(_core, m) {
         py::arg("logits") = false);
   m.def("distribution_of", &distribution_of, py::arg("logits"), py::arg("options"),
         py::arg("prompt"), py::arg("generated"));
+  m.def("give_back_free_memory", &give_back_free_memory);
 }

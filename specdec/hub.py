@@ -8,12 +8,15 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from specdec.checkpoint_source import Progress, checkpoint
 from specdec.errors import ModelFolderError, PullError
 from specdec.file_lock import file_lock
 from specdec.model_folder import HIDDEN_SINCE, MANIFEST, ModelFolder
 from specdec.recipe import Recipe, UserSource, known_models, load_recipe
+
+if TYPE_CHECKING:
+    from specdec.checkpoint_source import Progress
 
 __all__ = ["is_at_hand", "known_models", "models_home", "pull", "resolve"]
 
@@ -120,7 +123,9 @@ def _own_folder(name: str) -> Path | None:
 
 
 def _make(recipe: Recipe, destination: Path, report: Progress) -> None:
-    from specdec.convert import convert  # slow to import, and not needed to run a model
+    # Slow to import, and not needed to run a model.
+    from specdec.checkpoint_source import checkpoint
+    from specdec.convert import convert
 
     downloads = models_home() / "downloads"
     with ExitStack() as stack:

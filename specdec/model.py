@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from specdec import _core
 from specdec.checks import shown
 from specdec.errors import InvalidInputError, ModelFolderError
-from specdec.htp_plan import HtpPlan
 from specdec.hub import resolve
 from specdec.model_folder import ModelConfig, ModelFolder
-from specdec.qnn import provider
-from specdec.qnn.chain import FixedSession
-from specdec.qnn.options import QnnOptions
 from specdec.session import Session, check_backend
 from specdec.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # what runs graphs of fixed shape is imported with the first of them
+    from specdec.htp_plan import HtpPlan
+    from specdec.qnn.chain import FixedSession
+    from specdec.qnn.options import QnnOptions
 
 # Steps of two rows and more give bit-identical rows; a single row runs through other kernels.
 _MIN_TARGET_WIDTH = 2
@@ -40,15 +41,18 @@ class Model:
         qnn: QnnOptions | None = None,
     ):
         check_backend(backend, threads)
-        if qnn is not None and not isinstance(qnn, QnnOptions):
-            raise InvalidInputError(f"qnn is {shown(qnn)}; it must be QnnOptions or None")
+        if qnn is not None:
+            _check_options(qnn)
         self.folder = folder
-        self.tokenizer = Tokenizer.load(folder)
+        if folder.role != "drafter":  # of which only an app that writes with it needs it
+            _ = self.tokenizer
         self.head_ids = _load_head_ids(folder)
         self.backend = _choose_backend(folder, backend)
         self.threads = threads
         self._session: Session | FixedSession
         if folder.backend == "qnn":
+            from specdec.qnn.chain import FixedSession
+
             self._session = FixedSession(folder, backend=self.backend, threads=threads, options=qnn)
         else:
             self._session = Session(folder.graph_path, folder.config, threads=threads)
@@ -99,7 +103,7 @@ class Model:
     @property
     def plan(self) -> HtpPlan | None:
         """The graphs of a model of fixed shape; None for one that takes steps of any width."""
-        return self._session.plan if isinstance(self._session, FixedSession) else None
+        return None if isinstance(self._session, Session) else self._session.plan
 
     @property
     def is_attached(self) -> bool:
@@ -124,7 +128,7 @@ class Model:
     @property
     def first_token(self) -> int | None:
         """The token that every text on this model begins with; None where any may come first."""
-        sink = self._session.sink if isinstance(self._session, FixedSession) else None
+        sink = None if isinstance(self._session, Session) else self._session.sink
         return None if sink is None else sink.token
 
     @property
@@ -132,7 +136,12 @@ class Model:
         """What the model runs on, for people: ``"CPU"``, ``"NPU"`` or ``"NPU simulator"``."""
         if self.backend != "qnn":
             return "CPU"
-        return "NPU" if provider.npu_present() else "NPU simulator"
+        return "NPU" if _npu_present() else "NPU simulator"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; ModelFolderError if its file is none."""
+        return Tokenizer.load(self.folder)
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -164,7 +173,7 @@ class Model:
                 "the target, and this as the drafter"
             )
         try:
-            if isinstance(self._session, FixedSession):
+            if not isinstance(self._session, Session):
                 return self._session.new_decoder(head_ids=self.head_ids)
             tile = _ATTENTION_TILE_HEADS * self.config.head_dim
             padded = as_target and not self._session.takes_rows
@@ -289,6 +298,19 @@ class Model:
         return f"Model({self.name!r}, layout={self.folder.layout!r}, backend={self.backend!r})"
 
 
+def _check_options(qnn: Any) -> None:
+    from specdec.qnn.options import QnnOptions
+
+    if not isinstance(qnn, QnnOptions):
+        raise InvalidInputError(f"qnn is {shown(qnn)}; it must be QnnOptions or None")
+
+
+def _npu_present() -> bool:
+    from specdec.qnn import provider
+
+    return provider.npu_present()
+
+
 def _choose_backend(folder: ModelFolder, backend: str) -> str:
     """The backend to run a folder's graphs on; the simulator is never chosen for the user."""
     if folder.backend not in ("cpu", "qnn"):
@@ -315,7 +337,7 @@ def _choose_backend(folder: ModelFolder, backend: str) -> str:
         )
     if backend != "auto":
         return backend
-    if provider.npu_present():
+    if _npu_present():
         return "qnn"
     if folder.is_compiled:
         raise InvalidInputError(

@@ -73,8 +73,8 @@ def check_first_token(target: Model, draft: Model, tokens: Sequence[int]) -> Non
 
 
 def _check_vocabulary(target: Model, draft: Model) -> None:
-    ours, theirs = target.tokenizer, draft.tokenizer
-    if ours.vocabulary_sha256 != theirs.vocabulary_sha256:
+    if target.folder.tokenizer.vocabulary_sha256 != draft.folder.tokenizer.vocabulary_sha256:
+        ours, theirs = target.tokenizer, draft.tokenizer
         raise VocabularyMismatchError(
             f"{target.name} ({ours.vocabulary_size} tokens) and {draft.name} "
             f"({theirs.vocabulary_size}) do not share one vocabulary; use a drafter that was "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specdec.chat import encode_chat
 from specdec.checks import is_whole, shown
 from specdec.errors import InvalidInputError
 from specdec.model import Model
@@ -30,14 +29,13 @@ def prompt_tokens(target: Model, prompt: Prompt, *, raw: bool) -> list[int]:
             if tokenizer.add_bos and tokenizer.bos_id is not None:
                 tokens.insert(0, tokenizer.bos_id)
             return tokens
-        message = {"role": "user", "content": prompt}
-        return encode_chat(tokenizer, target.chat_template, [message])
+        return _encode_chat(target, [{"role": "user", "content": prompt}])
     if isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__getitem__"):
         raise InvalidInputError(f"the prompt is {shown(prompt)}; {_FORMS}")
     if len(prompt) == 0:
         raise InvalidInputError("the prompt is empty")
     if all(isinstance(item, Mapping) for item in prompt):
-        return encode_chat(tokenizer, target.chat_template, prompt)  # type: ignore[arg-type]
+        return _encode_chat(target, prompt)  # type: ignore[arg-type]
     vocabulary = target.config.vocab
     for index, token in enumerate(prompt):
         if not is_whole(token):
@@ -47,3 +45,9 @@ def prompt_tokens(target: Model, prompt: Prompt, *, raw: bool) -> list[int]:
                 f"prompt token {index} is {token}, outside the vocabulary of {vocabulary}"
             )
     return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+
+def _encode_chat(target: Model, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    from specdec.chat import encode_chat  # its template engine is not needed for other prompts
+
+    return encode_chat(target.tokenizer, target.chat_template, messages)

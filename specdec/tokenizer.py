@@ -8,6 +8,7 @@ from functools import cached_property
 
 import tokenizers
 
+from specdec import _core
 from specdec.errors import InvalidInputError, ModelFolderError
 from specdec.model_folder import ModelFolder, TokenizerSection
 
@@ -49,6 +50,8 @@ class Tokenizer:
             raise ModelFolderError(
                 f"{folder.tokenizer_path}: not a tokenizer ({error}); pull or convert it again"
             ) from error
+        # The parsed file was as large as the tables that were made from it.
+        _core.give_back_free_memory()
         return cls(backend, folder.tokenizer, vocab=folder.config.vocab)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "linear.h"
+#include "stored_matrix.h"
 #include "vectors_plain.h"
 // Behind vectors_plain.h:
 #include "block_scales_plain.h"
@@ -13,7 +14,7 @@ namespace {
 // tied to the embedding is in memory once.
 class Embedding final : public Kernel {
  public:
-  explicit Embedding(const Node& node) : matrix_(node, 1, 1) {}
+  explicit Embedding(const Node& node) : matrix_(node, 1, 1), stored_(matrix_.of(node)) {}
 
   void compute(const Call& call) const override {
     const Tensor input = call.input(0);
@@ -28,21 +29,21 @@ class Embedding final : public Kernel {
              std::to_string(matrix_.outputs()));
     }
     auto* y = call.output<float>(0, {1, shape[1], matrix_.inputs()});
-    const Matrix matrix = matrix_.of(call);
-    const auto look_up = matrix.bits == 8                ? look_up8
-                         : matrix.kind == Scales::bytes ? look_up4<ByteScales>
-                                                        : look_up4<HalfScales>;
+    StoredMatrix::Tile memory;
     for (std::int64_t i = 0; i < shape[1]; ++i) {
-      look_up(matrix, tokens[i], y + i * matrix_.inputs());
+      const Matrix tile = stored_.tile(tokens[i] / kTile, memory);
+      const auto look_up = tile.bits == 8                ? look_up8
+                           : tile.kind == Scales::bytes ? look_up4<ByteScales>
+                                                        : look_up4<HalfScales>;
+      look_up(tile, tokens[i] % kTile, y + i * matrix_.inputs());
     }
   }
 
  private:
-  static void look_up8(const Matrix& matrix, std::int64_t output, float* y) {
-    const std::int64_t tile = output / kTile;
-    const std::int64_t c = output % kTile;
-    const std::uint8_t* codes = matrix.codes + tile * matrix.tile_codes() + 4 * c;
-    const std::uint16_t* scales = matrix.scales + tile * matrix.tile_scales() + c;
+  // Output c of a tile.
+  static void look_up8(const Matrix& matrix, std::int64_t c, float* y) {
+    const std::uint8_t* codes = matrix.codes + 4 * c;
+    const std::uint16_t* scales = matrix.scales + c;
     for (std::int64_t block = 0; block < matrix.blocks; ++block, y += kBlock) {
       const float scale = float_of_half(*scales);
       for (std::int64_t k = 0; k < kBlock; ++k) {
@@ -55,10 +56,9 @@ class Embedding final : public Kernel {
 
   template <class BlockScales>
   static void look_up4(const Matrix& matrix, std::int64_t output, float* y) {
-    const std::int64_t tile = output / kTile;
-    const int c = static_cast<int>(output % kTile);
-    const std::uint8_t* codes = matrix.codes + tile * matrix.tile_codes() + 4 * c;
-    const std::uint16_t* scales = matrix.scales + tile * matrix.tile_scales();
+    const int c = static_cast<int>(output);
+    const std::uint8_t* codes = matrix.codes + 4 * c;
+    const std::uint16_t* scales = matrix.scales;
     const BlockScales kept(scales);
     for (std::int64_t block = 0; block < matrix.blocks; ++block, y += kBlock) {
       const auto of_block = kept.of(scales, c);
@@ -74,6 +74,7 @@ class Embedding final : public Kernel {
   }
 
   const PackedMatrix matrix_;
+  const StoredMatrix stored_;
 };
 
 }  // namespace

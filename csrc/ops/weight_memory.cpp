@@ -1,14 +1,11 @@
 #include "weight_memory.h"
 
+#include <algorithm>
 #include <cstring>
 
 #if defined(__linux__)
 #include <sys/mman.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <cinttypes>
-#include <cstdio>
 #include <fstream>
 #include <string>
 #endif
@@ -17,6 +14,7 @@ namespace specdec::ops {
 namespace {
 
 constexpr std::size_t kLine = 64;
+constexpr std::size_t kPart = std::size_t{1} << 20;  // bytes that are in memory twice while copied
 
 std::size_t whole_lines(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
@@ -43,10 +41,14 @@ Matrix WeightMemory::keep(const Matrix& matrix) {
 }
 
 const void* WeightMemory::copy(const void* source, std::size_t bytes) {
-  void* place = next_;
-  std::memcpy(place, source, bytes);
+  std::uint8_t* const place = next_;
+  const auto* const from = static_cast<const std::uint8_t*>(source);
+  for (std::size_t begin = 0; begin < bytes; begin += kPart) {
+    const std::size_t part = std::min(kPart, bytes - begin);
+    std::memcpy(place + begin, from + begin, part);
+    files_.give_back(from + begin, part);
+  }
   next_ += whole_lines(bytes);
-  give_back(source, bytes);
   return place;
 }
 
@@ -80,41 +82,16 @@ WeightMemory::WeightMemory(std::size_t bytes) {
   end_ = next_ + bytes;
   // Where it is refused, weights are in memory of the usual kind.
   static_cast<void>(madvise(next_, bytes, MADV_HUGEPAGE));
-
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) {
-    Range range{};
-    std::uint64_t inode = 0;
-    char permissions[5] = {};
-    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " %4s %*s %*s %" SCNu64, &range.begin,
-                    &range.end, permissions, &inode) == 4 &&
-        inode != 0) {
-      files_.push_back(range);
-    }
-  }
 }
 
 WeightMemory::~WeightMemory() {
   if (mapped_ != nullptr) munmap(mapped_, mapped_bytes_);
 }
 
-void WeightMemory::give_back(const void* source, std::size_t bytes) const {
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto address = reinterpret_cast<std::uintptr_t>(source);
-  const std::uintptr_t begin = address / page * page;
-  const std::uintptr_t end = (address + bytes + page - 1) / page * page;
-  // Of memory that is no file's, this would be the end.
-  const bool of_file = std::any_of(files_.begin(), files_.end(), [&](const Range& range) {
-    return range.begin <= begin && end <= range.end;
-  });
-  if (of_file) static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED));
-}
-
 #else
 
 WeightMemory::WeightMemory(std::size_t) {}
 WeightMemory::~WeightMemory() = default;
-void WeightMemory::give_back(const void*, std::size_t) const {}
 
 #endif
 

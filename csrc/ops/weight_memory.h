@@ -2,8 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
+#include "mapped_files.h"
 #include "row_kernels.h"
 
 namespace specdec::ops {
@@ -23,23 +23,18 @@ class WeightMemory {
   static std::size_t bytes_of(const Matrix& matrix);  // that its copy takes
 
   // The matrix with a copy of its memory; as it is where there is no room. What the copy was made from
-  // is given back to the system where it was mapped from a file, so that weights are in memory once;
-  // whoever reads it again gets it from the file.
+  // is given back to the system where it was mapped from a file, part by part while it is copied, so
+  // that weights are in memory once; whoever reads it again gets it from the file.
   Matrix keep(const Matrix& matrix);
 
  private:
-  struct Range {
-    std::uintptr_t begin, end;
-  };
-
   const void* copy(const void* source, std::size_t bytes);
-  void give_back(const void* source, std::size_t bytes) const;
 
   void* mapped_ = nullptr;
   std::size_t mapped_bytes_ = 0;
   std::uint8_t* next_ = nullptr;
   std::uint8_t* end_ = nullptr;
-  std::vector<Range> files_;  // memory that is mapped from files
+  MappedFiles files_;
 };
 
 }  // namespace specdec::ops

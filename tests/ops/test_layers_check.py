@@ -19,7 +19,7 @@ SANITIZERS = ["thread", "address,undefined,float-cast-overflow"]
 
 def run_check(tmp_path: Path, ops: Path, sanitizers: str) -> subprocess.CompletedProcess[str]:
     names = ["row_kernels*", "attention_*", "attention", "isa", "op", "linear"]
-    names += ["layers_step", "weight_memory"]
+    names += ["layers_step", "weight_memory", "mapped_files"]
     sources = {str(path) for name in names for path in ops.glob(f"{name}.cpp")}
     check = tmp_path / "check.cpp"
     text = Path(__file__).with_name("layers_check.cpp").read_text()
