@@ -23,7 +23,7 @@ from specdec.convert.source import open_source
 from specdec.distill.write.engine import BatchWriter, open_writer
 from specdec.distill.write.options import WriteOptions
 
-ENGINES = ("torch", "onnx nbits8", "onnx split16-nbits8", "onnx int8")
+ENGINES = ("torch", "onnx fused", "onnx nbits8", "onnx split16-nbits8", "onnx int8")
 
 
 def main() -> None:

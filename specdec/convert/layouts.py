@@ -59,9 +59,6 @@ LAYOUTS: Mapping[str, Layout] = {
     "split16-nbits8": Layout(int8_split16, nbits8, int8_split16, nbits8, nbits8),
 }
 
-BATCH_LAYOUTS = tuple(name for name, layout in LAYOUTS.items() if not layout.fused)
-"""Those whose graphs ``specdec.distill.write`` can turn into graphs of many conversations."""
-
 # The one place where the defaults are chosen; docs/layouts.md has the figures behind them.
 DEFAULT_LAYOUT = "fused"
 DEFAULT_DRAFTER_LAYOUT = "fused"

@@ -1,9 +1,10 @@
 """The CPU graph for many conversations: its rows become one position of each.
 
-A CPU graph reads tokens [1, S], S positions of one sequence. Only attention knows that: every other
-node treats rows alike and apart. So the attention nodes alone are given [S, 1], S sequences of one
-position, and caches with S entries; the layouts' linears run as they are. The best candidates are
-picked inside the graph, since logits [S, vocabulary] would be slow to carry out.
+A graph of a fused layout takes rows of many sequences as it is. The others read tokens [1, S], S
+positions of one. Only attention knows that: every other node treats rows alike and apart. So the
+attention nodes alone are given [S, 1], S sequences of one position, and caches with S entries; the
+layouts' linears run as they are. The best candidates are picked inside the graph, since logits
+[S, vocabulary] would be slow to carry out.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ def write_batch_graph(source: ModelSource, layout: str, folder: Path, candidates
     token; ``total_length`` int32 [], the longest one with it; ``first_logit_row`` int64 [1], 0;
     ``past_key.{i}`` and ``past_value.{i}`` float32 [S, kv_heads, capacity, head_dim]. Outputs:
     ``candidate_logits`` float32 and ``candidate_ids`` int64 [1, S, candidates], best first, and
-    ``present_key.{i}``, ``present_value.{i}``, to be bound to the memory of the past.
+    ``present_key.{i}``, ``present_value.{i}``, to be bound to the memory of the past. A graph of a
+    fused layout has ``rows`` for the two lengths, and K/V as ``specdec.convert.cpu_graph`` says.
     """
     write_cpu_graph(source, LAYOUTS[layout], folder, name="batch")
     path = folder / GRAPH_FILE
     model = onnx.load(path, load_external_data=False)
-    _split_sequences(model.graph, source.config)
+    if not LAYOUTS[layout].fused:  # whose graph knows sequences
+        _split_sequences(model.graph, source.config)
     _pick_candidates(model.graph, candidates)
     onnx.save(model, path)
     return path

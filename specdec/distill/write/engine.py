@@ -1,21 +1,18 @@
 """What writes many conversations at once: one token of each per step.
 
 Two engines do the same thing; ONNX Runtime is the default, because it was the faster one. Tokens
-per second of processor time for SmolLM2-135M, one thread of an AMD EPYC (AVX-512 VNNI and BF16, no
-AMX), rows 30 to 370 tokens into their conversations, ``bench/batch_writers.py``:
+per second for SmolLM2-135M, two threads of an AMD EPYC (AVX-512 VNNI and BF16, no AMX), rows 30 to
+370 tokens into their conversations, ``python bench/batch_writers.py TARGET.gguf --threads 2``, and
+in brackets those per second of processor time:
 
-| engine | 32 rows | 64 rows | 96 rows |
+| layout | 32 rows | 64 rows | 96 rows |
 |---|---|---|---|
-| torch, bfloat16 | 155 | 188 | 204 |
-| ONNX Runtime, nbits8 | 280 | 300 | 255 |
-| ONNX Runtime, split16-nbits8 | 257 | 282 | 273 |
-| ONNX Runtime, int8 | 306 | 284 | 376 |
+| fused | 1,240 (613) | 1,251 (630) | 1,160 (510) |
+| nbits8 | 420 (226) | 505 (254) | 501 (252) |
+| int8 | 409 (232) | 556 (285) | 578 (302) |
 
-The machine was shared with training runs that kept both cores busy and took four fifths of them, so
-processor time is given, of four steps each (three for int8, after the others), and differences
-below a fifth mean nothing. In a quieter hour all rows at 200 tokens gave nbits8 302 and 316, int8
-400 and 418, split16-nbits8 303 and 339 at 32 and 96 rows. nbits8 is the default among the layouts:
-it keeps closer to the model than int8 (docs/layouts.md). Layout fused has no graphs for this.
+torch in bfloat16 wrote 155, 188 and 204 tokens per second of processor time on another day, when
+nbits8 wrote 280, 300 and 255.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.convert.checkpoint import ModelSource
+from specdec.convert.layouts import LAYOUTS
 from specdec.distill.write.options import WriteOptions
 
 CANDIDATES = 512
@@ -82,6 +80,10 @@ def open_writer(source: ModelSource, options: WriteOptions, scratch: Path) -> Ba
         from specdec.distill.write.torch_writer import TorchWriter
 
         return TorchWriter(source, options)
+    if LAYOUTS[options.layout].fused:
+        from specdec.distill.write.fused_writer import FusedWriter
+
+        return FusedWriter(source, options, scratch)
     from specdec.distill.write.onnx_writer import OnnxWriter
 
     return OnnxWriter(source, options, scratch)

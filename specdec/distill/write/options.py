@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specdec.checks import check_number, check_whole, shown
-from specdec.convert.layouts import BATCH_LAYOUTS
+from specdec.convert.layouts import LAYOUTS
 from specdec.errors import InvalidInputError
 
 ENGINES = ("onnx", "torch")
@@ -63,8 +63,8 @@ class WriteOptions:
     """Conversations that are written at once."""
     engine: str = "onnx"
     """``"onnx"`` or ``"torch"``; ``engine.py`` has the figures behind the default."""
-    layout: str = "nbits8"
-    """How the ``"onnx"`` engine holds the weights: one of ``BATCH_LAYOUTS``."""
+    layout: str = "fused"
+    """How the ``"onnx"`` engine holds the weights: one of ``LAYOUTS``."""
     device: str = "cpu"
     """Where the ``"torch"`` engine runs."""
     threads: int | None = None
@@ -96,10 +96,10 @@ class WriteOptions:
             raise InvalidInputError(
                 f"engine is {shown(self.engine)}; choose one of {', '.join(ENGINES)}"
             )
-        if self.layout not in BATCH_LAYOUTS:
+        if self.layout not in LAYOUTS:
             raise InvalidInputError(
                 f"text is not written in layout {shown(self.layout)}: choose one of "
-                f"{', '.join(BATCH_LAYOUTS)}"
+                f"{', '.join(LAYOUTS)}"
             )
 
     def deciding(self) -> dict[str, Any]:

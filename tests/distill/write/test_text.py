@@ -206,7 +206,6 @@ def test_a_raw_model_is_refused(tmp_path: Path) -> None:
         ({"length": 300}, "length is 300; the target's context has 256 tokens"),
         ({"engine": "abacus"}, "engine is 'abacus'"),
         ({"layout": "int3"}, "not written in layout 'int3'"),
-        ({"layout": "fused"}, "not written in layout 'fused'"),
         ({"second_turn": 1.5}, "second_turn is 1.5"),
         ({"answers": ()}, "answers is empty"),
         ({"tokens": 0}, "tokens is 0"),

@@ -15,9 +15,17 @@ from specdec.distill.write.engine import BatchWriter, Candidates, draw, open_wri
 from tests.convert.numpy_llama import NumpyLlama
 
 OPTIONS = WriteOptions(rows=4, length=32, threads=1)
-ENGINES = [("torch", "int8"), *(("onnx", n) for n in ("float32", "nbits8", "int8-split16", "int8"))]
+ONNX = ("float32", "fused", "nbits8", "int8-split16", "int8")
+ENGINES = [("torch", "int8"), *(("onnx", layout) for layout in ONNX)]
 # What the best logits may differ by from float32: bfloat16 and the layouts' roundings.
-TOLERANCE = {"float32": 1e-3, "nbits8": 0.3, "int8-split16": 0.15, "int8": 0.6, "torch": 0.3}
+TOLERANCE = {
+    "float32": 1e-3,
+    "fused": 0.3,
+    "nbits8": 0.3,
+    "int8-split16": 0.15,
+    "int8": 0.6,
+    "torch": 0.3,
+}
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: "-".join(engine))
@@ -28,7 +36,7 @@ def opened(
     options = replace(OPTIONS, engine=engine, layout=layout)
     source, scratch = open_source(tiny_gguf, None), tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:  # fewer than the tiny vocabulary
-        for module in ("onnx_writer", "torch_writer"):
+        for module in ("onnx_writer", "fused_writer", "torch_writer"):
             patch.setattr(f"specdec.distill.write.{module}.CANDIDATES", 64)
         yield (
             open_writer(source, options, scratch),
