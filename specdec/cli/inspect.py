@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specdec.cli.options import BackendOption, ThreadsOption
+from specdec.cli.weights import describe_weights, weight_rows
 
 if TYPE_CHECKING:
     from specdec.model import Model
     from specdec.model_folder import ModelConfig, ModelFolder
-
-_TILE_WEIGHTS = 512  # 16 outputs by 32 inputs: the last dimension of a tensor of codes holds them
 
 
 def inspect(
@@ -57,7 +56,7 @@ def describe(folder: ModelFolder) -> dict[str, Any]:
         "parameters": count_parameters(config),
         "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
         "layout": folder.layout,
-        "weight_bits": describe_weights(folder),
+        "weights": describe_weights(folder),
         "files": {name: entry["bytes"] for name, entry in files.items()},
         "tokenizer": {
             "vocabulary": tokenizer.vocabulary_size,
@@ -98,22 +97,6 @@ def describe_drafter(folder: ModelFolder) -> dict[str, Any] | None:
     if layers is None:
         return {"kind": "standalone"}
     return {"kind": "attached", "target_layers": list(layers)}
-
-
-def describe_weights(folder: ModelFolder) -> dict[str, list[int]] | None:
-    """Bits of a weight, beside the scale that 32 share, of the embedding, the layers and the head:
-    of layout ``fused``; None for another."""
-    import onnx
-
-    if folder.layout not in ("fused", "fused-exact"):
-        return None
-    graph = onnx.load(str(folder.graph_path), load_external_data=False).graph
-    bits: dict[str, set[int]] = {"embedding": set(), "layers": set(), "head": set()}
-    for tensor in graph.initializer:
-        if tensor.name.endswith(".codes"):
-            part = {"embedding": "embedding", "logits": "head"}.get(tensor.name[:-6], "layers")
-            bits[part].add(tensor.dims[-1] * 8 // _TILE_WEIGHTS)
-    return {part: sorted(found) for part, found in bits.items() if found}
 
 
 def describe_plan(folder: ModelFolder) -> dict[str, Any] | None:
@@ -169,7 +152,7 @@ def _print_description(model: dict[str, Any]) -> None:
         ),
         "context": f"{config['context']} tokens, RoPE theta {config['rope_theta']:g}",
         "layout": model["layout"],
-        **_weight_rows(model["weight_bits"]),
+        **weight_rows(model["weights"]),
         **_plan_rows(model["plan"]),
         "files": f"{_megabytes(sum(model['files'].values()))}: {files}",
         "tokenizer": f"{tokenizer['vocabulary']} tokens; stops at {stops or 'none'}",
@@ -230,13 +213,6 @@ def _drafter_rows(drafter: dict[str, Any] | None) -> dict[str, str]:
             f"layers {layers}; for targets on the CPU"
         )
     }
-
-
-def _weight_rows(bits: dict[str, list[int]] | None) -> dict[str, str]:
-    if not bits:
-        return {}
-    parts = [f"{part} in {' and '.join(map(str, found))} bits" for part, found in bits.items()]
-    return {"weights": ", ".join(parts)}
 
 
 def _plan_rows(plan: dict[str, Any] | None) -> dict[str, str]:

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from specdec.cli.inspect import count_parameters
+from specdec.cli.weights import Packed, describe_part, describe_weights, weight_rows
 from specdec.convert import convert
 from specdec.model_folder import ModelFolder
 from tests.tiny_gguf import random_llama, write_tiny_gguf
@@ -147,11 +150,54 @@ def test_inspect_as_json(cli: Any, tiny_target: Path) -> None:
     assert model["name"] == "tiny"
     assert model["layout"] == ModelFolder.open(tiny_target).layout
     assert model["head"] == {"trimmed": False, "ids": 300}
-    assert model["weight_bits"] == {"embedding": [8], "layers": [4], "head": [8]}
+    eight = {"bits": 8.5, "kinds": [{"code_bits": 8, "scales": "halves"}]}
+    assert model["weights"]["embedding"] == model["weights"]["head"] == eight
+    assert model["weights"]["layers"]["kinds"] == [{"code_bits": 4, "scales": "bytes"}]
     assert model["tokenizer"]["stop_tokens"]["<|im_end|>"] == 2
     assert model["threads"] == 1
     assert isinstance(model["width_invariant"], bool)
     assert set(model["files"]) >= {"model.onnx", "tokenizer.json"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "bits", "words"),
+    [
+        ("fused", None, "layers: 4 bits, a scale and an offset of 8 bits each"),
+        ("fused-exact", 5.0, "layers: 4 bits, a scale and an offset of 16 bits each"),
+        ("nbits8", None, None),
+    ],
+)
+def test_inspect_tells_bits_with_scales(
+    cli: Any, tiny_gguf: Path, tmp_path: Path, layout: str, bits: float | None, words: str | None
+) -> None:
+    folder = ModelFolder.open(convert(tiny_gguf, tmp_path / "model", layout=layout))
+    described = describe_weights(folder)
+    said = " ".join(cli("inspect", folder.path).stdout.split())
+    if words is None:
+        assert described is None
+        assert "bits a weight" not in said
+        return
+    assert described is not None
+    # By the bytes of the file, which holds a tied head once.
+    graph = onnx.load(str(folder.graph_path)).graph
+    packed = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    names = [n[:-6] for n in packed if n.startswith("layers.") and n.endswith(".codes")]
+    size = 8 * sum(packed[f"{n}.codes"].nbytes + packed[f"{n}.scales"].nbytes for n in names)
+    weights = sum(packed[f"{n}.codes"].size * 2 for n in names)
+    assert described["layers"]["bits"] == pytest.approx(size / weights, abs=5e-4)
+    assert bits in (None, described["layers"]["bits"])
+    assert f"embedding 8.5, layers {described['layers']['bits']:.4g}, head 8.5" in said
+    assert "embedding and head: 8 bits, a scale of 16 bits for each 32 weights" in said
+    assert words in said
+
+
+def test_a_part_of_two_kinds() -> None:
+    four, eight = Packed([2, 3, 256], [2, 5, 16]), Packed([1, 3, 512], [1, 3, 16])
+    described = describe_part([four, eight])
+    size = 8 * (2 * 3 * 256 + 3 * 512) + 16 * 16 * (10 + 3)
+    assert described["bits"] == round(size / (512 * 9), 3)
+    rows = weight_rows({"layers": described})
+    assert "32 weights, and a row's own two of 16; or 8 bits, a scale" in rows["held as"]
 
 
 def test_inspect_warns_where_rows_depend_on_the_width(
