@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +35,8 @@ class Phase:
     parts: dict[str, int]  # by PARTS
 
 
-def parts_of(smaps: str) -> dict[str, int]:
-    """Resident bytes by what holds them, of the text of a ``smaps``.
+def parts_of(smaps: Iterable[str]) -> dict[str, int]:
+    """Resident bytes by what holds them, of the lines of a ``smaps``.
 
     Weights are pages of a model's data file, and the huge pages that they are copied to. Libraries
     are pages of other files, as they are or changed. What is left are the heap, Python's objects,
@@ -44,8 +44,8 @@ def parts_of(smaps: str) -> dict[str, int]:
     """
     parts = Counter(dict.fromkeys(PARTS, 0))
     name, resident = "", 0
-    for line in smaps.splitlines():
-        if mapping := _MAPPING.fullmatch(line):
+    for line in smaps:
+        if mapping := _MAPPING.fullmatch(line.rstrip("\n")):
             name = mapping[1]
             continue
         key, _, value = line.partition(":")
@@ -63,7 +63,8 @@ def measure(name: str) -> Phase:
     """What is resident now; the next phase's peak counts from here."""
     status = (_PROC / "status").read_text(encoding="ascii", errors="replace")
     sizes = {key: 1024 * int(kb) for key, kb in re.findall(r"(VmHWM|VmRSS):\s+(\d+) kB", status)}
-    parts = parts_of((_PROC / "smaps").read_text(encoding="utf-8", errors="replace"))
+    with (_PROC / "smaps").open(encoding="utf-8", errors="replace") as lines:
+        parts = parts_of(lines)
     (_PROC / "clear_refs").write_text("5", encoding="ascii")
     return Phase(name, sizes["VmRSS"], sizes["VmHWM"], parts)
 

@@ -39,7 +39,11 @@ print(json.dumps([[vars(phase) for phase in phases], total]))
 
 
 def test_each_mapping_is_of_one_part() -> None:
-    assert parts_of(SMAPS) == {"libraries": 40_960, "weights": 4108 * 1024, "other": 7168}
+    assert parts_of(SMAPS.splitlines(True)) == {
+        "libraries": 40_960,
+        "weights": 4108 * 1024,
+        "other": 7168,
+    }
 
 
 def test_tables() -> None:
