@@ -3,7 +3,8 @@
     pytest bench/test_round_overhead.py --benchmark-only
 
 The models' runs only put prepared logits into the core's buffers, as a session would, and the
-clock stands still meanwhile. 49,152 tokens, 4 drafts, about 70 % of them accepted.
+clock stands still meanwhile. 49,152 tokens (or SPECDEC_BENCH_VOCABULARY), 4 drafts, about 70 % of
+them accepted.
 
 A target of fixed shape (30 layers, 3 K/V heads of 64, a past of 1,024) also has its inputs filled,
 its logits read as floats and its accepted columns copied. An attached drafter has hidden states (of
@@ -12,6 +13,7 @@ its logits read as floats and its accepted columns copied. An attached drafter h
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from specdec import _core
 
-VOCABULARY = 49_152
+VOCABULARY = int(os.environ.get("SPECDEC_BENCH_VOCABULARY", 49_152))
 HEAD = 16_384
 HIDDEN = 576
 DRAFT_LENGTH = 4
@@ -166,7 +168,7 @@ SETTINGS: dict[str, tuple[str, dict[str, float], float]] = {
     "block": ("block", {}, 600),
     "token": ("token", {}, 600),
     "coupled": ("coupled", {}, 600),
-    "block-top_p": ("block", {"temperature": 0.8, "top_p": 0.95}, 900),
+    "block-top_p": ("block", {"temperature": 0.8, "top_p": 0.95}, 600),
     "block-top_k": ("block", {"temperature": 0.8, "top_k": 50}, 300),
     "block-min_p": ("block", {"temperature": 0.8, "min_p": 0.05}, 300),
     "block-repetition": ("block", {"repetition_penalty": 1.1}, 600),
@@ -239,4 +241,4 @@ def measure(
     )
     median = 1e6 * benchmark.stats.stats.median
     print(f"\n{benchmark.name}: median {median:.0f} us, {benchmark.extra_info}")
-    assert median < bound
+    assert median < bound * max(VOCABULARY / 49_152, 1)

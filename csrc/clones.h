@@ -10,9 +10,12 @@
 #define SPECDEC_CLONES
 #endif
 
-// Into every clone: a large function would else be compiled once, for the least of them.
+// Into every clone: a large function would else be compiled once, for the least of them. The second
+// stands behind a lambda's parameters.
 #if defined(__GNUC__)
 #define SPECDEC_INLINE inline __attribute__((always_inline))
+#define SPECDEC_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define SPECDEC_INLINE inline
+#define SPECDEC_INLINE_LAMBDA
 #endif

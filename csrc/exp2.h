@@ -11,18 +11,20 @@ inline WideWords words_of(const WideFloats& x) { return bits_as<WideWords>(x); }
 // WideFloats.
 template <class Values>
 inline Values exp2_nonpositive(const Values& x) {
-  const Values shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
-  const Values r = x - (shifted - 12582912.0f);  // exact
-  // Of the polynomials of degree 5 that are 1 at 0 that of least relative error on [-1/2, 1/2]. In
-  // pairs, not one term after the other: the loop waits for this chain more than for anything.
+  // 1.5 * 2^23 rounds to an integer; 128 more has it ready to be an exponent, of twice the result.
+  constexpr float kRound = 12582912.0f + 128.0f;
+  const Values shifted = x + kRound;
+  const Values r = x - (shifted - kRound);  // exact
+  // Half of that of least relative error on [-1/2, 1/2] among polynomials of degree 5 that are 1 at
+  // 0. In pairs, not one term after the other: else loops may wait for this chain.
   const Values square = r * r;
-  const Values first = r * 1.3264727313e-03f + 9.6715129912e-03f;
-  const Values second = r * 5.5507335812e-02f + 2.4022242427e-01f;
-  const Values third = r * 6.9314700365e-01f + 1.0f;
+  const Values first = r * (0.5f * 1.3264727313e-03f) + 0.5f * 9.6715129912e-03f;
+  const Values second = r * (0.5f * 5.5507335812e-02f) + 0.5f * 2.4022242427e-01f;
+  const Values third = r * (0.5f * 6.9314700365e-01f) + 0.5f;
   const Values p = (first * square + second) * square + third;
   // The low bits of `shifted` hold the integer; the shift drops all others. NaN passes through p,
   // and what the bits stand for below -126 is not looked at.
-  const auto exponent = (words_of(shifted) << 23) + (127u << 23);
+  const auto exponent = words_of(shifted) << 23;
   return select(x < all<Values>(-126.0f), Values{}, p * bits_as<Values>(exponent));
 }
 

@@ -13,7 +13,10 @@ namespace {
 using lanes::all;
 using lanes::any;
 using lanes::bits_as;
+using lanes::bytes_of;
 using lanes::convert;
+using lanes::count_bits;
+using lanes::Doubles;
 using lanes::exp2_nonpositive;
 using lanes::Floats;
 using lanes::Ints;
@@ -23,6 +26,7 @@ using lanes::load;
 using lanes::load_sixteen;
 using lanes::load_part;
 using lanes::load_wide;
+using lanes::lowest_bit;
 using lanes::select;
 using lanes::split;
 using lanes::store;
@@ -37,14 +41,14 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Sum over i < n of term(part), where part(x) gives the lanes of x at hand.
 template <class Term>
-inline double sum_of(std::int32_t n, const Term& term) {
+SPECDEC_INLINE double sum_of(std::int32_t n, const Term& term) {
   double total = 0;
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
     const std::int32_t end = std::min(n, begin + kBlock);
     WideFloats pair{};
     std::int32_t i = begin;
     for (; i + kWide <= end; i += kWide) {
-      pair = pair + term(i, [](const float* x) { return load_sixteen(x); });
+      pair = pair + term(i, [](const float* x) SPECDEC_INLINE_LAMBDA { return load_sixteen(x); });
     }
     Floats a;
     Floats b;
@@ -52,9 +56,12 @@ inline double sum_of(std::int32_t n, const Term& term) {
     for (; i < end; i += kWidth) {
       const std::int32_t count = std::min(kWidth, end - i);
       if (count == kWidth) {
-        a = a + term(i, [](const float* x) { return load(x); });
+        a = a + term(i, [](const float* x) SPECDEC_INLINE_LAMBDA { return load(x); });
       } else {
-        b = b + term(i, [count](const float* x) { return load_part(x, count); });
+        const auto part = [count](const float* x) SPECDEC_INLINE_LAMBDA {
+          return load_part(x, count);
+        };
+        b = b + term(i, part);
       }
     }
     for (int j = 0; j < kWidth; ++j) total += a[j];
@@ -81,8 +88,34 @@ inline float max_of(const float* x, std::int32_t n) {
   return best;
 }
 
-inline bool reaches(const Blocks& blocks, std::int32_t begin) {
-  return any(load(blocks.maxima + begin / kMaximaBlock * kWidth) >= all<Floats>(blocks.bar));
+// Which of the kMaximaBlock values are at least the bar: bit i for x[i].
+SPECDEC_INLINE std::uint64_t hits_of(const float* x, const Floats& bar) {
+  static_assert(kMaximaBlock == kWidth * kWidth);
+  Ints bits{};
+  for (int part = 0; part < kWidth; ++part) {
+    bits = bits | select(load(x + part * kWidth) >= bar, all<Ints>(1 << part), Ints{});
+  }
+  // Bit p of byte j is that of value 8 * p + j: bits of bytes change places with bytes.
+  std::uint64_t hits = bytes_of(bits);
+  const auto swap = [&](std::uint64_t mask, int distance) {
+    const std::uint64_t differ = (hits ^ (hits >> distance)) & mask;
+    hits ^= differ ^ (differ << distance);
+  };
+  swap(0x00AA00AA00AA00AAu, 7);
+  swap(0x0000CCCC0000CCCCu, 14);
+  swap(0x00000000F0F0F0F0u, 28);
+  return hits;
+}
+
+// Writes first + i for each bit i that is set, ascending; returns how many. The first few are
+// written whether there are as many or not, for there mostly are no more.
+SPECDEC_INLINE std::int32_t write_bits(std::uint64_t bits, std::int32_t first, std::int32_t* out) {
+  constexpr std::uint64_t kLast = std::uint64_t{1} << 63;  // so that there is one
+  const std::int32_t count = count_bits(bits);
+  std::int32_t i = 0;
+  for (; i < kAtLeastSpare; ++i, bits &= bits - 1) out[i] = first + lowest_bit(bits | kLast);
+  for (; i < count; ++i, bits &= bits - 1) out[i] = first + lowest_bit(bits);
+  return count;
 }
 
 // Halves as the numbers they are. Subnormal halves become whole multiples of 2^-24, without the
@@ -195,37 +228,21 @@ void top(const float* x, std::int32_t n, std::int32_t first, Ranked* best, std::
 
 SPECDEC_CLONES
 double sum(const float* x, std::int32_t n) {
-  return sum_of(n, [=](std::int32_t i, auto part) { return part(x + i); });
+  return sum_of(n, [=](std::int32_t i, auto part) SPECDEC_INLINE_LAMBDA { return part(x + i); });
 }
 
 SPECDEC_CLONES
-double sum_at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks) {
-  const WideFloats bar = all<WideFloats>(threshold);
+double sum_at_least(const float* x, std::int32_t n, float threshold) {
+  const Floats bar = all<Floats>(threshold);
+  Doubles sums{};
+  const auto add = [&](const Floats& values) {
+    sums = sums + convert<Doubles>(select(values >= bar, values, Floats{}));
+  };
+  std::int32_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) add(load(x + i));
+  if (i < n) add(load_part(x + i, n - i));
   double total = 0;
-  WideFloats part{};
-  std::int32_t added = 0;  // blocks in `part`
-  const auto flush = [&] {
-    for (int j = 0; j < kWide; ++j) total += part[j];
-    part = WideFloats{};
-    added = 0;
-  };
-  const auto add = [&](const float* from) {
-    const WideFloats values = load_sixteen(from);
-    part = part + select(values >= bar, values, WideFloats{});
-  };
-  for (std::int32_t begin = 0; begin < n; begin += kMaximaBlock) {
-    if (!reaches(blocks, begin)) continue;
-    const std::int32_t end = std::min(n, begin + kMaximaBlock);
-    std::int32_t i = begin;
-    for (; i + kWide <= end; i += kWide) add(x + i);
-    if (i < end) {
-      float rest[kWide] = {};
-      std::copy_n(x + i, end - i, rest);
-      add(rest);
-    }
-    if (++added == kBlock / kMaximaBlock) flush();
-  }
-  flush();
+  for (int j = 0; j < kWidth; ++j) total += sums[j];
   return total;
 }
 
@@ -260,21 +277,18 @@ double exp2_shifted(const float* x, std::int32_t n, float shift, float scale, fl
 SPECDEC_CLONES
 double exp2_sum(const float* x, std::int32_t n, float shift, float scale) {
   const std::int32_t whole = n - n % kWidth;
-  const double total = sum_of(whole, [=](std::int32_t i, auto part) {
+  const double total = sum_of(whole, [=](std::int32_t i, auto part) SPECDEC_INLINE_LAMBDA {
     return exp2_nonpositive((part(x + i) - shift) * scale);
   });
-  float rest[kWidth];  // what there is not weighs nothing
-  std::fill_n(rest, kWidth, -kInfinity);
-  std::copy_n(x + whole, n - whole, rest);
-  const Floats last = exp2_nonpositive((load(rest) - shift) * scale);
+  const Floats last = exp2_nonpositive((load_part(x + whole, n - whole) - shift) * scale);
   float sum = 0;
-  for (int j = 0; j < kWidth; ++j) sum += last[j];
+  for (int j = 0; j < n - whole; ++j) sum += last[j];
   return total + sum;
 }
 
 SPECDEC_CLONES
 double overlap(const float* x, float a, const float* y, float b, std::int32_t n) {
-  return sum_of(n, [=](std::int32_t i, auto part) {
+  return sum_of(n, [=](std::int32_t i, auto part) SPECDEC_INLINE_LAMBDA {
     const auto p = part(x + i) * a;
     const auto q = part(y + i) * b;
     return select(p < q, p, q);
@@ -312,20 +326,51 @@ void widen_halves(const std::uint16_t* x, std::int32_t n, float* out) {
 }
 
 SPECDEC_CLONES
-std::int32_t at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks,
-                      std::int32_t* out) {
-  const Floats bar = all<Floats>(threshold);
+std::int32_t in_range(const float* x, std::int32_t n, float low, float high, float* out) {
+  const Floats bottom = all<Floats>(low);
+  const Floats top = all<Floats>(high);
   std::int32_t count = 0;
-  for (std::int32_t begin = 0; begin < n; begin += kMaximaBlock) {
-    if (!reaches(blocks, begin)) continue;
-    const std::int32_t end = std::min(n, begin + kMaximaBlock);
-    for (std::int32_t part = begin; part < end; part += kWidth) {
-      const std::int32_t stop = std::min(end, part + kWidth);
-      if (stop - part == kWidth && !any(load(x + part) >= bar)) continue;
-      for (std::int32_t i = part; i < stop; ++i) {
-        out[count] = i;
-        count += x[i] >= threshold ? 1 : 0;
+  for (std::int32_t begin = 0; begin < n; begin += kWidth) {
+    const std::int32_t end = std::min(n, begin + kWidth);
+    if (end - begin == kWidth) {
+      const Floats values = load(x + begin);
+      if (!any((values >= bottom) & (values < top))) continue;
+    }
+    for (std::int32_t i = begin; i < end; ++i) {
+      const float value = x[i];
+      out[count] = value;
+      count += (value >= low ? 1 : 0) & (value < high ? 1 : 0);
+    }
+  }
+  return count;
+}
+
+SPECDEC_CLONES
+std::int32_t at_least(const float* x, std::int32_t n, float threshold, const float* maxima,
+                      std::int32_t* out) {
+  // Whether a block has a hit is as good as random: asked one by one, a processor would guess many
+  // of the answers wrong. So blocks with a hit are listed first, without a branch.
+  constexpr std::int32_t kList = 512;
+  const Floats bar = all<Floats>(threshold);
+  std::int32_t list[kList];
+  std::int32_t count = 0;
+  for (std::int32_t next = 0; next < n;) {
+    const std::int32_t end = n - next < kList * kMaximaBlock ? n : next + kList * kMaximaBlock;
+    std::int32_t listed = 0;
+    for (; next < end; next += kMaximaBlock) {
+      list[listed] = next;
+      listed += any(load(maxima + next / kMaximaBlock * kWidth) >= bar) ? 1 : 0;
+    }
+    for (std::int32_t entry = 0; entry < listed; ++entry) {
+      const std::int32_t begin = list[entry];
+      float rest[kMaximaBlock];
+      const float* block = x + begin;
+      if (n - begin < kMaximaBlock) {  // what there is not is no number, which reaches no bar
+        std::fill_n(rest, kMaximaBlock, std::numeric_limits<float>::quiet_NaN());
+        std::copy_n(block, n - begin, rest);
+        block = rest;
       }
+      count += write_bits(hits_of(block, bar), begin, out + count);
     }
   }
   return count;

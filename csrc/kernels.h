@@ -46,15 +46,8 @@ void top(const float* x, std::int32_t n, std::int32_t first, Ranked* best, std::
 
 double sum(const float* x, std::int32_t n);
 
-// Which blocks a search looks into: those with a maximum of at least `bar` in maxima(). These may be
-// of what the searched values were made from.
-struct Blocks {
-  const float* maxima;
-  float bar;
-};
-
-// Sum of those x[i] that are at least threshold, as far as their blocks are looked into.
-double sum_at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks);
+// Sum of those x[i] that are at least threshold, in double precision from the first on.
+double sum_at_least(const float* x, std::int32_t n, float threshold);
 
 // out[i] = 2^((x[i] - shift) * scale), zero below 2^-126, for x[i] <= shift; returns the sum. out may
 // be x.
@@ -79,9 +72,14 @@ void dequantize(const std::uint16_t* x, std::int32_t zero_point, float scale, st
 // out[i] = the number that the bits x[i] are as an IEEE 754 half.
 void widen_halves(const std::uint16_t* x, std::int32_t n, float* out);
 
-// Writes the indices i with x[i] >= threshold, ascending, as far as their blocks are looked into;
-// returns how many. out has room for n.
-std::int32_t at_least(const float* x, std::int32_t n, float threshold, const Blocks& blocks,
+// Writes those x[i] with low <= x[i] < high, in their order; returns how many. out has room for n
+// and may be x.
+std::int32_t in_range(const float* x, std::int32_t n, float low, float high, float* out);
+
+// Writes the indices i with x[i] >= threshold, ascending, given x's maxima(); returns how many. out
+// has room for n and kAtLeastSpare more, where anything may stand afterwards.
+constexpr std::int32_t kAtLeastSpare = 4;
+std::int32_t at_least(const float* x, std::int32_t n, float threshold, const float* maxima,
                       std::int32_t* out);
 
 // out[i] = the race's random word of id first + i at (seed, position); first and n are multiples

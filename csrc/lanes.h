@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 // Eight values that are worked on at once, or sixteen. Loops over plain arrays would say the same,
 // but what a compiler makes of those depends on its flags and version; what it makes of these does
@@ -26,7 +27,9 @@ constexpr int kWide = 16;
 using Floats = float __attribute__((vector_size(32)));
 using Ints = std::int32_t __attribute__((vector_size(32)));
 using Words = std::uint32_t __attribute__((vector_size(32)));
+using Bytes = std::uint8_t __attribute__((vector_size(8)));
 using Longs = std::uint64_t __attribute__((vector_size(64)));
+using Doubles = double __attribute__((vector_size(64)));
 using WideFloats = float __attribute__((vector_size(64)));
 using WideInts = std::int32_t __attribute__((vector_size(64)));
 using WideWords = std::uint32_t __attribute__((vector_size(64)));
@@ -51,7 +54,9 @@ struct Lanes {
 using Floats = Lanes<float, kWidth>;
 using Ints = Lanes<std::int32_t, kWidth>;
 using Words = Lanes<std::uint32_t, kWidth>;
+using Bytes = Lanes<std::uint8_t, kWidth>;
 using Longs = Lanes<std::uint64_t, kWidth>;
+using Doubles = Lanes<double, kWidth>;
 using WideFloats = Lanes<float, kWide>;
 using WideInts = Lanes<std::int32_t, kWide>;
 using WideWords = Lanes<std::uint32_t, kWide>;
@@ -95,7 +100,7 @@ inline Lanes<T, N> operator~(const Lanes<T, N>& a) {
 template <class To, class From, int N>
 inline To convert(const Lanes<From, N>& from) {
   To to{};
-  for (int j = 0; j < N; ++j) to[j] = static_cast<decltype(+to[j])>(from.lane[j]);
+  for (int j = 0; j < N; ++j) to[j] = static_cast<std::decay_t<decltype(to[j])>>(from.lane[j]);
   return to;
 }
 template <class M, class T, int N>
@@ -129,6 +134,39 @@ inline bool any(const Ints& mask) {
   std::uint64_t half[kWidth / 2];
   std::memcpy(half, &mask, sizeof(half));
   return (half[0] | half[1] | half[2] | half[3]) != 0;
+}
+
+// The lanes' low bytes, that of the first lowest.
+inline std::uint64_t bytes_of(const Ints& value) {
+  const Bytes bytes = convert<Bytes>(value);
+  std::uint64_t result = 0;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  std::memcpy(&result, &bytes, sizeof(result));
+#else
+  for (int j = 0; j < kWidth; ++j) result |= std::uint64_t{bytes[j]} << (8 * j);
+#endif
+  return result;
+}
+
+inline std::int32_t count_bits(std::uint64_t bits) {
+#if defined(__GNUC__)
+  return __builtin_popcountll(bits);
+#else
+  std::int32_t count = 0;
+  for (; bits != 0; bits &= bits - 1) ++count;
+  return count;
+#endif
+}
+
+// The number of the lowest bit that is set, where one is.
+inline std::int32_t lowest_bit(std::uint64_t bits) {
+#if defined(__GNUC__)
+  return __builtin_ctzll(bits);
+#else
+  std::int32_t number = 0;
+  for (; (bits & 1) == 0; bits >>= 1) ++number;
+  return number;
+#endif
 }
 
 // 0, 1, 2, ...

@@ -15,14 +15,24 @@ constexpr double kLeast = -127;  // exponents from here on have no weight
 // What the exponent of one token must exceed another's by to be the heavier one for certain:
 // more than the rounding of exponents down to kLeast and of weights made from them.
 constexpr double kSlack = 1e-3;
-constexpr int kLowestGuess = -16;
-constexpr int kBinBits = 18;     // of a float's 23: 32 bins for each power of two
+// Sums of many weights round by less than this share.
+constexpr double kRounding = 1e-5;
+// A nucleus is looked for first above the bar below which that many tokens could weigh all that it
+// leaves out.
+constexpr double kTail = 1000;
+// How often the range of weights in which a nucleus may end, at first of some 15 powers of two, is
+// halved; after each round only the weights within it are left.
+constexpr int kRounds = 3;
+constexpr int kHalvings = 3;
 
-// Which bin of lighter and lighter weights.
-std::size_t bin_of(float weight) {
-  std::int32_t bits;
-  std::memcpy(&bits, &weight, sizeof(bits));
-  return static_cast<std::size_t>(std::max(0x3F800000 - bits, 0) >> kBinBits);
+// Halfway between two weights as the bits of floats count, which is nearly as their exponents do.
+float middle_of(float low, float high) {
+  std::int32_t bits[2];
+  std::memcpy(&bits[0], &low, sizeof(low));
+  std::memcpy(&bits[1], &high, sizeof(high));
+  bits[0] += (bits[1] - bits[0]) / 2;
+  std::memcpy(&low, &bits[0], sizeof(low));
+  return low;
 }
 
 template <class T>
@@ -43,8 +53,9 @@ bool Truncation::keep(const LogitRow& row, float scale, const Limits& limits, Di
   const bool by_mass = limits.top_p < 1;
   double total = 0;
   if (by_mass && !by_rank) {
-    total = find_by_mass(row, limits);
+    total = kernels::exp2_sum(row.logits, row.size, greatest, scale);
     if (!std::isfinite(total)) return false;
+    find_by_mass(row, limits, total);
   } else {
     const double ratio = limits.min_p > 0 ? std::log2(limits.min_p) : kLeast;
     const double rank = by_rank ? rank_exponent(row, limits.top_k) : kLeast;
@@ -56,15 +67,11 @@ bool Truncation::keep(const LogitRow& row, float scale, const Limits& limits, Di
     if (by_rank) total = std::accumulate(kept_.begin(), kept_.begin() + count_, 0.0);
     cut(mass_bar(limits.top_p * total));
   }
-  const auto least = [&](float weight) { return weight >= limits.min_p || weight >= 1; };
-  std::int32_t kept = 0;
-  std::int32_t* ids = room(ids_, count_);
-  for (std::int32_t i = 0; i < count_; ++i) {
-    ids[kept] = row.ids == nullptr ? indices_[i] : row.ids[indices_[i]];
-    kept_[kept] = kept_[i];
-    kept += least(kept_[i]) ? 1 : 0;
+  if (limits.min_p > 0) cut(ratio_bar(limits.min_p));
+  if (row.ids != nullptr) {
+    for (std::int32_t i = 0; i < count_; ++i) indices_[i] = row.ids[indices_[i]];
   }
-  out.hold(ids, kept_.data(), kept);
+  out.hold(indices_.data(), kept_.data(), count_);
   return true;
 }
 
@@ -102,42 +109,34 @@ double Truncation::rank_exponent(const LogitRow& row, std::int32_t top_k) {
   return low;
 }
 
-void Truncation::find_by_logit(const LogitRow& row, double exponent) {
+// Finds all tokens of at least this exponent; returns what they weigh.
+double Truncation::find_by_logit(const LogitRow& row, double exponent) {
   const float bar = logit(exponent);
-  std::int32_t* indices = room(indices_, row.size);
-  count_ = kernels::at_least(row.logits, row.size, bar, {maxima_.data(), bar}, indices);
+  const double least = std::exp2((bar - greatest_) * scale_ - kSlack);
+  least_ = std::isfinite(bar) ? static_cast<float>(least) : 0;
+  std::int32_t* indices = room(indices_, row.size + kernels::kAtLeastSpare);
+  count_ = kernels::at_least(row.logits, row.size, bar, maxima_.data(), indices);
   float* kept = room(kept_, count_);
   for (std::int32_t i = 0; i < count_; ++i) kept[i] = row.logits[indices[i]];
-  kernels::exp2_shifted(kept, count_, static_cast<float>(greatest_), static_cast<float>(scale_),
-                        kept);
+  return kernels::exp2_shifted(kept, count_, static_cast<float>(greatest_),
+                               static_cast<float>(scale_), kept);
 }
 
-// Finds at least the nucleus of all tokens; returns what these weigh.
-double Truncation::find_by_mass(const LogitRow& row, const Limits& limits) {
-  float* weights = room(weights_, row.size);
-  const double total = kernels::exp2_shifted(row.logits, row.size, static_cast<float>(greatest_),
-                                             static_cast<float>(scale_), weights);
-  // All tokens below this together weigh less than what the nucleus leaves out.
-  double bar = std::max(0.99 * (1 - limits.top_p) * total / row.size, limits.min_p);
-  // Mostly a far higher bar has the nucleus above it; a little more than its mass, for rounding.
-  const double nucleus = std::min(limits.top_p + 1e-5, 1.0) * total;
-  kernels::Blocks blocks{maxima_.data(), logit(std::log2(bar))};
-  for (int exponent = guess_; std::ldexp(1.0, exponent) > bar; --exponent) {
-    const kernels::Blocks higher{maxima_.data(), logit(exponent)};
-    const auto threshold = static_cast<float>(std::ldexp(1.0, exponent));
-    if (kernels::sum_at_least(weights, row.size, threshold, higher) <= nucleus) continue;
-    bar = threshold;
-    blocks = higher;
-    break;
+// Finds at least the nucleus of all tokens, which weigh `total`, but for what min_p drops.
+void Truncation::find_by_mass(const LogitRow& row, const Limits& limits, double total) {
+  const double nucleus = limits.top_p * total * (1 + kRounding);
+  const double left_out = (1 - limits.top_p) * total;
+  // All tokens below this together weigh less than what is left out.
+  const double least = std::max(0.99 * left_out / row.size, limits.min_p);
+  double bar = nucleus < 1 ? 1 : left_out / kTail;  // 1: the greatest alone is enough
+  while (bar > least) {
+    const double found = find_by_logit(row, std::log2(bar));
+    if (found >= nucleus) return;
+    // Were there as many tokens in every power of two, what lies below a bar would weigh as much as
+    // the bar is high.
+    bar *= 0.5 * std::min(left_out / (total - found), 1.0);
   }
-  // Where it begins changes nothing but the time: too low a bar lets more tokens pass to the exact
-  // cut, of which there are few where a row is sure of its token.
-  guess_ = std::min(std::max(std::ilogb(bar), kLowestGuess) + 1, -1);
-  std::int32_t* indices = room(indices_, row.size);
-  count_ = kernels::at_least(weights, row.size, static_cast<float>(bar), blocks, indices);
-  float* kept = room(kept_, count_);
-  for (std::int32_t i = 0; i < count_; ++i) kept[i] = weights[indices[i]];
-  return total;
+  find_by_logit(row, std::log2(least));
 }
 
 Truncation::Bar Truncation::rank_bar(std::int32_t top_k) {
@@ -151,27 +150,43 @@ Truncation::Bar Truncation::rank_bar(std::int32_t top_k) {
 
 // The lightest of the heaviest that weigh at least `mass` together, all of them where none do.
 Truncation::Bar Truncation::mass_bar(double mass) {
-  const float least = *std::min_element(kept_.begin(), kept_.begin() + count_);
-  const std::size_t bins = bin_of(least) + 1;
-  mass_.assign(bins, 0.0);
-  for (std::int32_t i = 0; i < count_; ++i) mass_[bin_of(kept_[i])] += kept_[i];
+  // Those from `high` on weigh less, those from `low` on do not.
+  float low = least_;
+  float high = 2;
   double heavier = 0;
-  std::size_t bin = 0;
-  while (bin + 1 < bins && heavier + mass_[bin] < mass) heavier += mass_[bin++];
-  order_.clear();
-  for (std::int32_t i = 0; i < count_; ++i) {
-    if (bin_of(kept_[i]) == bin) order_.push_back(kept_[i]);
+  const float* weights = kept_.data();  // those that are still in question
+  std::int32_t size = count_;
+  float* order = room(order_, count_);
+  for (int round = 0; round < kRounds; ++round) {
+    const double settled = heavier;
+    for (int i = 0; i < kHalvings; ++i) {
+      const float middle = middle_of(low, high);
+      const double sum = settled + kernels::sum_at_least(weights, size, middle);
+      if (sum >= mass) {
+        low = middle;
+      } else {
+        high = middle;
+        heavier = sum;
+      }
+    }
+    size = kernels::in_range(weights, size, low, high, order);
+    weights = order;
   }
-  std::sort(order_.begin(), order_.end(), std::greater<>());
-  std::int32_t equals = 0;
-  float bar = 0;
-  for (const float weight : order_) {
-    equals = weight == bar ? equals + 1 : 1;
-    bar = weight;
-    heavier += weight;
-    if (heavier >= mass) return {bar, equals};
+  std::sort(order, order + size, std::greater<>());
+  Bar bar{0, 0};
+  for (std::int32_t i = 0; i < size && heavier < mass; ++i) {
+    bar.equals = order[i] == bar.weight ? bar.equals + 1 : 1;
+    bar.weight = order[i];
+    heavier += order[i];
   }
-  return {least, count_};
+  return bar;
+}
+
+// What min_p leaves of the greatest weight, 1.
+Truncation::Bar Truncation::ratio_bar(double min_p) const {
+  auto bar = static_cast<float>(min_p);
+  if (bar < min_p) bar = std::nextafter(bar, 1.0f);
+  return {std::min(bar, 1.0f), count_};
 }
 
 void Truncation::cut(Bar bar) {

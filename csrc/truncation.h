@@ -12,9 +12,9 @@ namespace specdec {
 // least top_p of their mass, and of these those with at least min_p of the greatest weight. Equal
 // weights are kept in the order of their ids.
 //
-// Nothing is sorted as a whole, and few weights are made: a pass over the logits finds the maxima
-// of small blocks, these a bar that nearly nothing but what is kept lies above, and the exact cut is
-// made among the few that pass it. What the nucleus is a share of takes all weights, once.
+// Nothing is sorted as a whole, and few weights are kept: a pass over the logits finds the maxima
+// of small blocks, these (for a nucleus what all tokens weigh, a second pass) a bar that hardly
+// anything but what is kept lies above, and the exact cut is made among the few that pass it.
 class Truncation {
  public:
   struct Limits {
@@ -41,24 +41,22 @@ class Truncation {
 
   float logit(double exponent) const;  // that such a weight has, or a little less
   double rank_exponent(const LogitRow& row, std::int32_t top_k);
-  void find_by_logit(const LogitRow& row, double exponent);
-  double find_by_mass(const LogitRow& row, const Limits& limits);
+  double find_by_logit(const LogitRow& row, double exponent);
+  void find_by_mass(const LogitRow& row, const Limits& limits, double total);
   Bar rank_bar(std::int32_t top_k);
   Bar mass_bar(double mass);
+  Bar ratio_bar(double min_p) const;
   void cut(Bar bar);
 
   double greatest_ = 0;  // of the row
   double scale_ = 0;
-  int guess_ = -1;  // exponent at which a nucleus is looked for first
   std::vector<float> maxima_;
   std::vector<float> coarse_;   // maxima of these
-  std::vector<float> weights_;  // [size], where all are made
   std::vector<std::int32_t> indices_;  // of what is kept so far, ascending, and its weights
   std::vector<float> kept_;
   std::int32_t count_ = 0;
-  std::vector<double> mass_;  // by the leading bits of weights
+  float least_ = 0;  // none of them weighs less
   std::vector<float> order_;
-  std::vector<std::int32_t> ids_;
 };
 
 }  // namespace specdec

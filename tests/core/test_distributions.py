@@ -96,8 +96,8 @@ def test_truncation(size: int) -> None:
         np.testing.assert_allclose(mine, expected, rtol=1e-5)
 
 
-# Rows that are sure of their token and rows that are not, one after the other: what was found in
-# one is where the search in the next begins.
+# Rows that are sure of their token and rows that are not, one after the other: none depends on the
+# one before it, and the larger a nucleus is, the further the search for it goes.
 @pytest.mark.parametrize(
     "options",
     [
@@ -143,6 +143,16 @@ def test_truncation_keeps_the_first_of_equals() -> None:
     for options, kept in (({"top_k": 3}, 3), ({"top_p": 0.1}, 20), ({"min_p": 1.0}, 200)):
         mine = core_distribution(logits, **options)
         assert np.flatnonzero(mine).tolist() == list(range(kept)), options
+
+
+# Sizes around the search's blocks of 8 and 64.
+@pytest.mark.parametrize("size", [1, 7, 8, 63, 65, 1030])
+def test_truncation_at_a_temperature_that_makes_all_equal(size: int) -> None:
+    logits = np.random.default_rng(size).normal(0, 2, size).astype(np.float32)
+    half = (size + 1) // 2
+    for options, kept in (({"top_p": 0.5}, half), ({"top_k": 3}, 3), ({"min_p": 0.5}, size)):
+        mine = core_distribution(logits, temperature=1e300, **options)
+        assert np.flatnonzero(mine).tolist() == list(range(min(kept, size))), options
 
 
 def test_penalties_and_bias() -> None:

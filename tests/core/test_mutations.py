@@ -134,10 +134,15 @@ MUTATIONS = {
         "cut(mass_bar(limits.top_p * total));",
         "cut(mass_bar(limits.top_p * (by_rank ? 2 * total : total)));",
     ),
-    "truncation: the bar of the row before": (
+    "truncation: a nucleus is looked for once": (
         "truncation.cpp",
-        "threshold, higher) <= nucleus) continue;",
-        "threshold, higher) <= 0) continue;",
+        "if (found >= nucleus) return;",
+        "return;",
+    ),
+    "truncation: what is settled is forgotten": (
+        "truncation.cpp",
+        "const double sum = settled +",
+        "const double sum =",
     ),
     "truncation: blocks are passed over too early": (
         "truncation.cpp",
@@ -322,7 +327,8 @@ def text_p(text):
     return markov_p(counts.reshape(144, 12), exact / exact.sum(1, keepdims=True))
 
 rng = np.random.default_rng(8)
-rows = np.stack([rng.normal(0, spread, 3000) for spread in (4, 0.5, 1, 8, 1.2)]).astype(np.float32)
+spreads = (4, 0.5, 1, 8, 1.2)
+rows = np.stack([rng.normal(0, spread, 20_000) for spread in spreads]).astype(np.float32)
 rows[2] = rows[2].round()
 for truncation in (dict(top_k=7), dict(top_p=0.8), dict(top_p=0.8, min_p=0.05),
                    dict(top_k=60, top_p=0.7), dict(top_k=60, top_p=0.7, min_p=0.5)):
