@@ -6,7 +6,9 @@
 #include <memory>
 #include <new>
 
-#if defined(__linux__)
+// AddressSanitizer sees what is written behind memory of the heap, and not behind a mapping.
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+#define SPECDEC_MAPS_BUFFERS
 #include <sys/mman.h>
 #endif
 
@@ -34,7 +36,7 @@ class AlignedBuffer {
  private:
   static constexpr std::size_t kAlignment = 64;
 
-#if defined(__linux__)
+#if defined(SPECDEC_MAPS_BUFFERS)
   // Pages of its own. calloc takes used memory where some is free, and touches it to clear it; what
   // is freed it keeps.
   static constexpr std::size_t kLarge = std::size_t{256} << 10;
@@ -72,3 +74,5 @@ class AlignedBuffer {
 };
 
 }  // namespace specdec
+
+#undef SPECDEC_MAPS_BUFFERS
