@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from specdec.convert.checkpoint import ModelSource
 from specdec.convert.source import head_size
 from specdec.distill.write.batch_graph import CANDIDATE_IDS, CANDIDATE_LOGITS, write_batch_graph
+from specdec.distill.write.bound import bind, open_session
 from specdec.distill.write.engine import CANDIDATES, Candidates
 from specdec.distill.write.options import WriteOptions
-from specdec.errors import BackendError
-from specdec.session import register_operators
 
 _TILE = 32
 """Columns whose keys lie beside each other, as in csrc/kv_cache.h."""
@@ -31,15 +29,7 @@ class FusedWriter:
     def __init__(self, source: ModelSource, options: WriteOptions, scratch: Path) -> None:
         count = min(CANDIDATES, head_size(source))
         graph = write_batch_graph(source, options.layout, scratch, count)
-        session_options = onnxruntime.SessionOptions()
-        session_options.log_severity_level = 4  # errors come as exceptions
-        if options.threads is not None:
-            session_options.intra_op_num_threads = options.threads
-        if problem := register_operators(session_options):
-            raise BackendError(f"layout {options.layout} needs specdec's own operators: {problem}")
-        self._session = onnxruntime.InferenceSession(
-            str(graph), session_options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(graph, options.threads, operators=True)
         c, rows = source.config, options.rows
         tiles = -(-options.length // _TILE)
         shape = (c.layers, rows, c.kv_heads, tiles)
@@ -86,20 +76,23 @@ class FusedWriter:
         return Candidates(self._ids[0, :rows].copy(), self._logits[0, :rows].copy())
 
     def _bind(self, rows: int) -> Any:
-        binding = self._session.io_binding()
-
-        def put(name: str, array: NDArray[Any], shape: tuple[int, ...], *, output: bool) -> None:
-            bind = binding.bind_output if output else binding.bind_input
-            bind(name, "cpu", 0, array.dtype.type, list(shape), array.ctypes.data)
-
-        put("tokens", self._tokens, (1, rows), output=False)
-        put("rows", self._places, (4, rows), output=False)
-        put("first_logit_row", self._first_row, (1,), output=False)
         best = (1, rows, self._ids.shape[2])
-        put(CANDIDATE_LOGITS, self._logits, best, output=True)
-        put(CANDIDATE_IDS, self._ids, best, output=True)
-        for kind, cache in (("key", self._keys), ("value", self._values)):
-            for layer, array in enumerate(cache):
-                put(f"past_{kind}.{layer}", array, self._cache_shape, output=False)
-                put(f"present_{kind}.{layer}", array, self._cache_shape, output=True)
-        return binding
+        caches = {
+            f"{kind}.{layer}": (array, self._cache_shape)
+            for kind, cache in (("key", self._keys), ("value", self._values))
+            for layer, array in enumerate(cache)
+        }
+        return bind(
+            self._session,
+            {
+                "tokens": (self._tokens, (1, rows)),
+                "rows": (self._places, (4, rows)),
+                "first_logit_row": (self._first_row, (1,)),
+                **{f"past_{name}": cache for name, cache in caches.items()},
+            },
+            {
+                CANDIDATE_LOGITS: (self._logits, best),
+                CANDIDATE_IDS: (self._ids, best),
+                **{f"present_{name}": cache for name, cache in caches.items()},
+            },
+        )

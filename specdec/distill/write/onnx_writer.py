@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from specdec.convert.checkpoint import ModelSource
 from specdec.convert.source import head_size
 from specdec.distill.write.batch_graph import CANDIDATE_IDS, CANDIDATE_LOGITS, write_batch_graph
+from specdec.distill.write.bound import bind, open_session
 from specdec.distill.write.engine import CANDIDATES, Candidates
 from specdec.distill.write.options import WriteOptions
 
@@ -22,13 +22,7 @@ class OnnxWriter:
     def __init__(self, source: ModelSource, options: WriteOptions, scratch: Path) -> None:
         count = min(CANDIDATES, head_size(source))
         graph = write_batch_graph(source, options.layout, scratch, count)
-        session_options = onnxruntime.SessionOptions()
-        session_options.log_severity_level = 4  # errors come as exceptions
-        if options.threads is not None:
-            session_options.intra_op_num_threads = options.threads
-        self._session = onnxruntime.InferenceSession(
-            str(graph), session_options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(graph, options.threads)
         c, rows = source.config, options.rows
         cache = (c.layers, 2, rows, c.kv_heads, options.length, c.head_dim)
         self._cache = np.zeros(cache, np.float32)
@@ -67,23 +61,24 @@ class OnnxWriter:
         return Candidates(self._ids[0, :rows].copy(), self._logits[0, :rows].copy())
 
     def _bind(self, rows: int) -> Any:
-        """The first ``rows`` of every buffer: they lie together, so no step copies any."""
-        binding = self._session.io_binding()
-
-        def put(name: str, array: NDArray[Any], shape: tuple[int, ...], *, output: bool) -> None:
-            bind = binding.bind_output if output else binding.bind_input
-            bind(name, "cpu", 0, array.dtype.type, list(shape), array.ctypes.data)
-
-        put("tokens", self._tokens, (1, rows), output=False)
-        put("seqlens_k", self._lengths, (rows,), output=False)
-        put("total_length", self._longest, (), output=False)
-        put("first_logit_row", self._first_row, (1,), output=False)
         best = (1, rows, self._ids.shape[2])
-        put(CANDIDATE_LOGITS, self._logits, best, output=True)
-        put(CANDIDATE_IDS, self._ids, best, output=True)
-        for layer, parts in enumerate(self._cache):
-            for kind, array in zip(("key", "value"), parts, strict=True):
-                shape = (rows, *array.shape[1:])
-                put(f"past_{kind}.{layer}", array, shape, output=False)
-                put(f"present_{kind}.{layer}", array, shape, output=True)
-        return binding
+        caches = {
+            f"{kind}.{layer}": (array, (rows, *array.shape[1:]))
+            for layer, parts in enumerate(self._cache)
+            for kind, array in zip(("key", "value"), parts, strict=True)
+        }
+        return bind(
+            self._session,
+            {
+                "tokens": (self._tokens, (1, rows)),
+                "seqlens_k": (self._lengths, (rows,)),
+                "total_length": (self._longest, ()),
+                "first_logit_row": (self._first_row, (1,)),
+                **{f"past_{name}": cache for name, cache in caches.items()},
+            },
+            {
+                CANDIDATE_LOGITS: (self._logits, best),
+                CANDIDATE_IDS: (self._ids, best),
+                **{f"present_{name}": cache for name, cache in caches.items()},
+            },
+        )
