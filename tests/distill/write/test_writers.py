@@ -36,7 +36,7 @@ def opened(
     options = replace(OPTIONS, engine=engine, layout=layout)
     source, scratch = open_source(tiny_gguf, None), tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:  # fewer than the tiny vocabulary
-        for module in ("onnx_writer", "fused_writer", "torch_writer"):
+        for module in ("bound", "torch_writer"):
             patch.setattr(f"specdec.distill.write.{module}.CANDIDATES", 64)
         yield (
             open_writer(source, options, scratch),
