@@ -70,6 +70,10 @@ def join() -> Iterator[World]:
     if size == 1:
         yield World()
         return
+    # torch's optimizers import it at their first step. What it remembers then of a process group
+    # outlives destroying that: gloo's threads go on and may abort the interpreter as it ends.
+    import torch._dynamo
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
