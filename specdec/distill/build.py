@@ -85,6 +85,9 @@ def architecture(target: TargetModel, options: Options) -> DrafterPlan:
             "file; give that, or make a standalone one"
         )
     layers = options.target_layers
+    head = options.head
+    if head is None and (begun := _drafter_to_begin_with(options, target)) is not None:
+        head = None if begun.head_ids is None else len(begun.head_ids)
     if layers is None and options.size is None and options.cost is None:
         layers = chosen_layers(config.layers, min(LAYERS, config.layers), kind)
     plan = plan_drafter(
@@ -94,7 +97,7 @@ def architecture(target: TargetModel, options: Options) -> DrafterPlan:
         cost=options.cost,
         layers=layers,
         # A Hugging Face folder holds a whole head.
-        head_size=options.head if target.is_gguf else config.vocab,
+        head_size=head if target.is_gguf else config.vocab,
     )
     if options.weights != WEIGHTS[0] and (plan.own_embedding or not target.is_gguf):
         raise InvalidInputError(
@@ -104,11 +107,20 @@ def architecture(target: TargetModel, options: Options) -> DrafterPlan:
     return plan
 
 
-def head_ids(plan: DrafterPlan, corpus: Corpus) -> IndexArray | None:
-    """The ids of the drafter's head, by how often the target chose them; None: all."""
+def head_ids(
+    plan: DrafterPlan, corpus: Corpus, target: TargetModel, options: Options
+) -> IndexArray | None:
+    """The ids of the drafter's head; None: all.
+
+    Those of the ``drafter.gguf`` that training begins with, where its head is as large: they are
+    of all the text that it has seen. Else those that the target chose most often.
+    """
     vocab = plan.config.vocab
     if plan.head_size == vocab:
         return None
+    begun = _drafter_to_begin_with(options, target)
+    if begun is not None and begun.head_ids is not None and len(begun.head_ids) == plan.head_size:
+        return begun.head_ids.astype(np.int64)
     return frequent_ids(corpus.frequencies(vocab), plan.head_size)
 
 
@@ -197,7 +209,7 @@ def initial_weights(path: Path, target: TargetModel) -> dict[str, Tensor]:
     Raises:
         InvalidInputError, CheckpointError: They cannot be read.
     """
-    if path.suffix != ".gguf":
+    if not _is_drafter(path):
         return read_weights(path)
     source = open_source(path, target.path)
     roles = [*MATRICES, *NORMS]
@@ -212,6 +224,17 @@ def initial_weights(path: Path, target: TargetModel) -> dict[str, Tensor]:
             for name in (*names, "final_norm")
         }
     )
+
+
+def _drafter_to_begin_with(options: Options, target: TargetModel) -> ModelSource | None:
+    """The drafter's file that was named to begin with, where it is not a run's checkpoint."""
+    if options.initial is None or not _is_drafter(Path(options.initial)):
+        return None
+    return open_source(Path(options.initial), target.path)
+
+
+def _is_drafter(path: Path) -> bool:
+    return path.suffix == ".gguf"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

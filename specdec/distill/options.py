@@ -60,6 +60,7 @@ class Options:
         None, SHAPE, "The target's layers that it starts from: 0,10,20,29."
     )
     head: int | None = _option(None, SHAPE, "Ids in its head.")
+    """None: as many as the ``drafter.gguf`` of ``initial`` has, and the same; else by the text."""
     initial: str | None = _option(
         None, SHAPE, "Weights to begin with: a run's checkpoint.pt, or a drafter.gguf."
     )

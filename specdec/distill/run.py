@@ -244,7 +244,7 @@ class Run:
         plan.manifest_sha256 = manifest_sha256(self.text)
         corpus = Corpus.read(self.text, plan.shards)
         architecture = build.architecture(self.target, self.options)
-        ids = build.head_ids(architecture, corpus)
+        ids = build.head_ids(architecture, corpus, self.target, self.options)
         vocab = architecture.config.vocab
         frequencies = corpus.frequencies(vocab)
         if ids is not None:
