@@ -14,7 +14,9 @@ namespace {
 // tied to the embedding is in memory once.
 class Embedding final : public Kernel {
  public:
-  explicit Embedding(const Node& node) : matrix_(node, 1, 1), stored_(matrix_.of(node)) {}
+  explicit Embedding(const Node& node) : matrix_(node, 1, 1), stored_(matrix_.of(node)) {
+    if (matrix_.mixed()) refuse("6 bits are for the head that NormLinear computes");
+  }
 
   void compute(const Call& call) const override {
     const Tensor input = call.input(0);

@@ -22,7 +22,9 @@ std::int64_t bits_of(const Shape& codes) {
 class Linear final : public Kernel {
  public:
   explicit Linear(const Node& node)
-      : matrix_(node, 1, 1), kernels_(row_kernels(isa_named(node.text("isa", "auto")))) {}
+      : matrix_(node, 1, 1), kernels_(row_kernels(isa_named(node.text("isa", "auto")))) {
+    if (matrix_.mixed()) refuse("6 bits are for the head that NormLinear computes");
+  }
 
   void compute(const Call& call) const override {
     const Tensor x = call.input(0);
@@ -65,7 +67,9 @@ PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t out
       outputs_(outputs),
       shape_{},
       threads_(std::max(1u, std::thread::hardware_concurrency())) {
-  if (bits != 4 && bits != 8) refuse("bits is " + std::to_string(bits) + "; it must be 4 or 8");
+  if (bits != 4 && bits != 6 && bits != 8) {
+    refuse("bits is " + std::to_string(bits) + "; it must be 4, 6 or 8");
+  }
   if (outputs_ < 1 || outputs_ % parts != 0) {
     refuse("outputs is " + std::to_string(outputs_) + "; it must be a positive multiple of " +
            std::to_string(parts));
@@ -74,6 +78,10 @@ PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t out
   const Shape scale_shape = node.constant(codes + 1, "scales").shape();
   shape_.bits = static_cast<int>(bits);
   shape_.tiles = parts * ((outputs_ / parts + kTile - 1) / kTile);
+  if (bits == 6) {
+    read_mixed(code_shape, scale_shape);
+    return;
+  }
   shape_.blocks = code_shape.rank() == 3 ? code_shape[1] : 0;
   const Shape expected{shape_.tiles, shape_.blocks, bits == 4 ? 256 : 512};
   if (shape_.blocks < 1 || code_shape != expected) {
@@ -88,6 +96,22 @@ PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t out
   } else if (scale_shape != expected_scales) {
     refuse("scales has shape " + scale_shape.text() + "; codes of shape " + code_shape.text() +
            " need " + expected_scales.text());
+  }
+}
+
+// Blocks of 6 bits behind some of 8.
+void PackedMatrix::read_mixed(const Shape& codes, const Shape& scales) {
+  const std::int64_t blocks = scales.rank() == 3 ? scales[1] : 0;
+  const std::int64_t bytes = codes.rank() == 2 ? codes[1] : 0;
+  const std::int64_t more = bytes - 384 * blocks;  // 128 for each of 8 bits
+  shape_.blocks = blocks;
+  shape_.wide = more / 128;
+  if (blocks < 1 || more < 0 || more > 128 * blocks || more % 128 != 0 ||
+      codes != Shape{shape_.tiles, bytes} || scales != Shape{shape_.tiles, blocks, kTile}) {
+    refuse("codes has shape " + codes.text() + " and scales " + scales.text() +
+           "; 6 bits and " + std::to_string(outputs_) + " outputs need [" +
+           std::to_string(shape_.tiles) + ", 512 w + 384 (blocks - w)] and [" +
+           std::to_string(shape_.tiles) + ", blocks, 16], with w of the blocks in 8 bits");
   }
 }
 

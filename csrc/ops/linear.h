@@ -23,6 +23,7 @@ class PackedMatrix {
   std::int64_t inputs() const { return shape_.blocks * kBlock; }
   std::int64_t outputs() const { return outputs_; }  // of all parts
   std::int64_t threads() const { return threads_; }  // that the CPU has
+  bool mixed() const { return shape_.bits == 6; }    // blocks of 8 bits and of 6
 
   Matrix of(const Call& call) const;
   Matrix of(const Node& node) const;  // for as long as the node's kernel
@@ -30,6 +31,7 @@ class PackedMatrix {
  private:
   PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs, std::int64_t parts,
                std::int64_t bits);
+  void read_mixed(const Shape& codes, const Shape& scales);
 
   std::size_t input_;
   std::int64_t outputs_;

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "isa.h"
 #include "linear.h"
@@ -9,7 +10,7 @@
 namespace specdec::ops {
 namespace {
 
-enum Input : std::size_t { kResidual, kUpdate, kGain, kCodes, kScales, kFirstRow };
+enum Input : std::size_t { kResidual, kUpdate, kGain, kCodes, kScales, kFirstRow, kOrder, kOrderedGain };
 enum Output : std::size_t { kY, kNewResidual, kNormed };
 
 bool swiglu_of(const Node& node) {
@@ -31,6 +32,10 @@ class NormLinear final : public Kernel {
     if (gain != Shape{matrix_.inputs()}) {
       refuse("gain has shape " + gain.text() + "; these weights need [" +
              std::to_string(matrix_.inputs()) + "]");
+    }
+    if (matrix_.mixed()) {
+      if (swiglu_) refuse("6 bits are for a head: activation must be \"none\"");
+      check_order(node);
     }
     const Matrix matrix = matrix_.of(node);
     memory_ = std::make_unique<WeightMemory>(WeightMemory::bytes_of(matrix));
@@ -56,6 +61,11 @@ class NormLinear final : public Kernel {
     }
     norm.gain = call.input_data<float>(kGain);
     norm.epsilon = epsilon_;
+    if (matrix_.mixed()) {
+      norm.wide = weights_.wide;
+      norm.order = call.input_data<std::int32_t>(kOrder);
+      norm.ordered_gain = call.input_data<float>(kOrderedGain);
+    }
     const std::int64_t outputs = matrix_.outputs() / (swiglu_ ? 2 : 1);
     const std::int64_t first = first_row(call, shape[1]);
     auto* y = call.output<float>(kY, {1, shape[1] - first, outputs});
@@ -63,9 +73,9 @@ class NormLinear final : public Kernel {
     norm.normed = call.output<float>(kNormed, shape);
     if (shape[1] == 0) return;
 
-    const Rows rows = rows_in_scratch(shape[1] - first, matrix_.inputs() / kBlock);
+    const Rows rows = rows_in_scratch(shape[1] - first, weights_.row_blocks());
     const auto multiply = swiglu_ ? kernels_.multiply_swiglu : kernels_.multiply;
-    for (std::int64_t row = 0; row < first; ++row) kernels_.norm_only(norm, rows.blocks, row);
+    for (std::int64_t row = 0; row < first; ++row) kernels_.norm_only(norm, weights_.blocks, row);
     for_tiles(
         call, Pieces(rows),
         [&](const Piece& piece) { kernels_.norm_and_round(norm, first, rows, piece); }, matrix_,
@@ -75,6 +85,27 @@ class NormLinear final : public Kernel {
   }
 
  private:
+  // Which input of the norm each one of the matrix is: each of them once.
+  void check_order(const Node& node) const {
+    const Tensor order = node.constant(kOrder, "order");
+    const Shape gain = node.constant(kOrderedGain, "ordered_gain").shape();
+    const Shape inputs{matrix_.inputs()};
+    if (order.shape() != inputs || gain != inputs) {
+      refuse("order has shape " + order.shape().text() + " and ordered_gain " + gain.text() +
+             "; these weights need " + inputs.text());
+    }
+    std::vector<bool> seen(static_cast<std::size_t>(matrix_.inputs()), false);
+    const auto* const places = order.data<std::int32_t>();
+    for (std::int64_t i = 0; i < matrix_.inputs(); ++i) {
+      const std::int32_t at = places[i];
+      if (at < 0 || at >= matrix_.inputs() || seen[static_cast<std::size_t>(at)]) {
+        refuse("order[" + std::to_string(i) + "] is " + std::to_string(at) +
+               "; each input has to be there once");
+      }
+      seen[static_cast<std::size_t>(at)] = true;
+    }
+  }
+
   static std::int64_t first_row(const Call& call, std::int64_t rows) {
     if (!call.has_input(kFirstRow)) return 0;
     const Tensor input = call.input(kFirstRow);
@@ -105,7 +136,9 @@ Declaration norm_linear() {
            {"gain", ElementType::float32},
            {"codes", ElementType::uint8},
            {"scales", ElementType::uint16},
-           {"first_row", ElementType::int64, Presence::optional}},
+           {"first_row", ElementType::int64, Presence::optional},
+           {"order", ElementType::int32, Presence::optional},
+           {"ordered_gain", ElementType::float32, Presence::optional}},
           {{"y", ElementType::float32},
            {"new_residual", ElementType::float32, Presence::optional},
            {"normed", ElementType::float32, Presence::optional}},

@@ -25,7 +25,8 @@ struct TileAndGroup {
   const float* scaled_sums;
   const std::int32_t* shifted_sums;
   const std::int32_t* pair_sums;
-  std::int64_t blocks;
+  std::int64_t blocks;  // of the rows
+  std::int64_t wide;
 };
 
 // Writes sums[n, 16], the products of n rows with a tile: functions for n = 1 to 8.
@@ -79,9 +80,9 @@ inline void round(const float* x, const Rows& rows, const Piece& piece) {
 // Squares are added up by tiles, as they are known where a product has just written them.
 inline float squares_of(Floats x) { return fold_add(multiply(x, x)); }
 
-inline Floats norm_factor(float squares, std::int64_t blocks, float epsilon) {
+inline float norm_factor(float squares, std::int64_t blocks, float epsilon) {
   const float mean = squares / static_cast<float>(blocks * kBlock);
-  return all(1.0f / std::sqrt(mean + epsilon));
+  return 1.0f / std::sqrt(mean + epsilon);
 }
 
 // A row of residual + update, and normalised.
@@ -109,8 +110,8 @@ class NormedRow {
   Block operator()(std::int64_t i) const {
     Block x = sum(i);
     if (norm_.sum != nullptr) keep(x, norm_.sum, i);
-    x.low = multiply(x.low, factor_);
-    x.high = multiply(x.high, factor_);
+    x.low = multiply(x.low, all(factor_));
+    x.high = multiply(x.high, all(factor_));
     if (norm_.gain != nullptr) {
       const Block gain = load_block(norm_.gain + i * kBlock);
       x.low = multiply(x.low, gain.low);
@@ -120,6 +121,21 @@ class NormedRow {
     return x;
   }
 
+  // Block i of the rows that a matrix of 6 bits takes.
+  Block ordered(std::int64_t i) const {
+    alignas(64) float values[kBlock];
+    const bool left = i >= norm_.wide && i < 2 * norm_.wide;
+    const std::int64_t block = i < norm_.wide ? i : i - norm_.wide;
+    for (std::int64_t k = 0; k < kBlock; ++k) {
+      const std::int64_t at = norm_.order[block * kBlock + k];
+      float x = norm_.residual[offset_ + at];
+      if (norm_.update != nullptr) x += norm_.update[offset_ + at];
+      values[k] = x * factor_ * norm_.ordered_gain[block * kBlock + k];
+    }
+    if (left) take_rounded(values);
+    return load_block(values);
+  }
+
   // Block i of the row in `rows`.
   void keep(const Block& x, float* rows, std::int64_t i) const {
     store(x.low, rows + offset_ + i * kBlock);
@@ -127,15 +143,29 @@ class NormedRow {
   }
 
  private:
+  // What rounding a block leaves of it.
+  static void take_rounded(float* values) {
+    const Block x = load_block(values);
+    const float s = largest_magnitude(x.low, x.high) / 127.0f;
+    std::int8_t codes[kBlock];
+    const Floats divisor = all(s == 0.0f ? HUGE_VALF : s);
+    static_cast<void>(store_rounded(divide(x.low, divisor), divide(x.high, divisor), codes));
+    for (std::int64_t k = 0; k < kBlock; ++k) values[k] -= s * static_cast<float>(codes[k]);
+  }
+
   const Norm norm_;
   const std::int64_t offset_;
-  Floats factor_;
+  float factor_;
 };
 
 inline void norm_and_round(const Norm& norm, std::int64_t first, const Rows& rows,
                            const Piece& piece) {
   for_rows(rows, piece, [&](std::int64_t row, const Group& group) {
-    round_row(rows, group, row, piece, NormedRow(norm, rows.blocks, first + row));
+    const std::int64_t blocks = rows.blocks - norm.wide;
+    const NormedRow normed(norm, blocks, first + row);
+    if (norm.order == nullptr) return round_row(rows, group, row, piece, normed);
+    for (std::int64_t i = piece.begin; i < piece.end && i < blocks; ++i) normed(i);
+    round_row(rows, group, row, piece, [&](std::int64_t i) { return normed.ordered(i); });
   });
 }
 
@@ -143,7 +173,7 @@ inline void norm_stream_and_round(const Stream& stream, const Rows& rows, const 
   for_rows(rows, piece, [&](std::int64_t row, const Group& group) {
     float squares = 0;
     for (std::int64_t i = 0; i < 2 * rows.blocks; ++i) squares += stream.squares[i * rows.rows + row];
-    const Floats factor = norm_factor(squares, rows.blocks, stream.epsilon);
+    const Floats factor = all(norm_factor(squares, rows.blocks, stream.epsilon));
     const float* x = stream.x + row * rows.blocks * kBlock;
     round_row(rows, group, row, piece, [&](std::int64_t i) {
       const Block values = load_block(x + i * kBlock);
@@ -188,7 +218,8 @@ inline void tile_product(const TileProducts& products, const Matrix& matrix, std
                           rows.scaled_sums + start,
                           rows.shifted_sums + start,
                           rows.pair_sums + start,
-                          rows.blocks};
+                          rows.blocks,
+                          matrix.wide};
   products.of_rows[group.count - 1](both, sums);
 }
 

@@ -12,6 +12,8 @@
 // the sum over blocks in ascending order, in float:
 //   4 bits: acc = fma(s * scale, dot(q, codes), acc); acc = fma(minimum, s * sum(q), acc)
 //   8 bits: acc = fma(s * scale, dot(q, codes - 128), acc)
+//   6 bits: the same with codes - 32, behind its blocks of 8 bits, which are added twice: of the row,
+//     and of what rounding the row left of these blocks, rounded once more
 //   4 bits, scales in bytes: acc = fma(s, 16 * a * dot(q, codes - 8) + ratio * b * sum(q), acc), with
 //     integers up to the conversion of their sum to float, and acc * unit at the end
 // so a row's bits depend on nothing but the row and the matrix.
@@ -37,6 +39,11 @@ enum class Scales {
 // units, and 16 ratios, from 0 to 258; then for each block 16 words, 256 * b + a with a from 0 to 255
 // and b from -127 to 127. A weight is unit * (16 * a * (code - 8) + ratio * b): with any input of 8 bits,
 // a block's dot(q, codes - 8) and ratio * b fit 16 bits, and the integer that is added 32.
+//
+// 6 bits: codes[tiles, 512 * wide + 384 * (blocks - wide)], scales[tiles, blocks, 16]. A tile begins with
+// `wide` blocks of 8 bits. Of the others the first 256 bytes hold the lower 4 bits as in 4 bits, and
+// the rest the upper two: byte 256 + 64 h + 4 c + j those of inputs 4g + j, 16 + 4g + j (g = 2h), and
+// of the same for g = 2h + 1, from its lowest bits up.
 struct Matrix {
   int bits;
   std::int64_t blocks;
@@ -44,8 +51,13 @@ struct Matrix {
   const std::uint8_t* codes;
   const std::uint16_t* scales;
   Scales kind = Scales::halves;
+  std::int64_t wide = 0;  // blocks of 8 bits among those of 6
 
-  std::int64_t tile_codes() const { return blocks * (bits == 4 ? 256 : 512); }
+  std::int64_t row_blocks() const { return blocks + wide; }  // of the rows it is multiplied with
+  std::int64_t tile_codes() const {
+    if (bits == 6) return wide * 512 + (blocks - wide) * 384;
+    return blocks * (bits == 4 ? 256 : 512);
+  }
   std::int64_t tile_scales() const {
     if (kind == Scales::bytes) return (2 + blocks) * kTile;
     return blocks * (bits == 4 ? 2 * kTile : kTile);
@@ -53,7 +65,8 @@ struct Matrix {
   std::int64_t tile_bytes() const { return tile_codes() + 2 * tile_scales(); }
 };
 
-// Memory for rounded rows. They lie in groups of 1 to 8, all of about the same size; a group that
+// Memory for rounded rows. For a matrix of 6 bits its wide blocks come first, then what rounding left of
+// them, then the others. Rows lie in groups of 1 to 8, all of about the same size; a group that
 // starts at row f and has n rows is codes[f * blocks * 32 ...] as [blocks, n, 32], and the others
 // [f * blocks ...] as [blocks, n].
 struct Rows {
@@ -83,6 +96,10 @@ struct Norm {
   float epsilon;
   float* sum;     // [rows, inputs], or null: not wanted
   float* normed;  // [rows, inputs], or null: not wanted
+  // For a matrix of 6 bits.
+  const std::int32_t* order = nullptr;   // [inputs]: which of them each input of the matrix is
+  const float* ordered_gain = nullptr;  // [inputs], in that order
+  std::int64_t wide = 0;
 };
 
 // The same of a stream x whose squares were added up by tiles of 16 when it was written.

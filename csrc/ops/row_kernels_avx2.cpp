@@ -127,31 +127,83 @@ void part4(const TileAndGroup& at, int first, int half, float* sums) {
   }
 }
 
-template <int kRows, int kCount>
-void part8(const TileAndGroup& at, int first, int half, float* sums) {
+// What half a block's codes of 8 bits add to the dots of some rows.
+template <int kCount>
+inline void add_dots8(const std::uint8_t* codes, const std::int8_t* x, __m256i (&dot)[kCount]) {
   const __m256i middle = _mm256_set1_epi8(-128);
   const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    // |weight| * (x with the weight's sign): two such products are 2 * 128 * 127 at most, which 16
+    // bits hold; 255 * 127 + 255 * 127 they would not.
+    const __m256i weights = _mm256_xor_si256(load_codes(codes + 64 * g), middle);
+    const __m256i magnitude = _mm256_abs_epi8(weights);
+#pragma GCC unroll 4
+    for (int r = 0; r < kCount; ++r) {
+      const __m256i row = _mm256_sign_epi8(four_codes(x + 32 * r + 4 * g), weights);
+      const __m256i pairs = _mm256_maddubs_epi16(magnitude, row);
+      dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(pairs, ones));
+    }
+  }
+}
+
+// The same of 6 bits, by codes of 0 to 63.
+template <int kCount>
+inline void add_dots6(const std::uint8_t* codes, const std::int8_t* x, __m256i (&dot)[kCount]) {
+  const __m256i four_bits = _mm256_set1_epi8(0x0F);
+  const __m256i two_bits = _mm256_set1_epi8(0x30);
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; ++g) {
+    const __m256i both = load_codes(codes + 64 * g);
+    const __m256i upper = load_codes(codes + 256 + 64 * (g / 2));
+    const __m256i of_low = g % 2 == 0 ? _mm256_slli_epi16(upper, 4) : upper;
+    const __m256i of_high =
+        g % 2 == 0 ? _mm256_slli_epi16(upper, 2) : _mm256_srli_epi16(upper, 2);
+    const __m256i low = _mm256_or_si256(_mm256_and_si256(both, four_bits),
+                                        _mm256_and_si256(of_low, two_bits));
+    const __m256i high =
+        _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(both, 4), four_bits),
+                        _mm256_and_si256(of_high, two_bits));
+#pragma GCC unroll 4
+    for (int r = 0; r < kCount; ++r) {
+      // Four products of 63 * 127 at most, which 16 bits hold.
+      const std::int8_t* row = x + 32 * r + 4 * g;
+      const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, four_codes(row)),
+                                             _mm256_maddubs_epi16(high, four_codes(row + 16)));
+      dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(pairs, ones));
+    }
+  }
+}
+
+// `passes` times `wide` blocks of 8 bits, and the others of 6.
+template <int kRows, int kCount>
+void part8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t passes, int first, int half,
+                 float* sums) {
+  const std::uint8_t* codes = at.codes + 32 * half;
+  const std::uint16_t* scales = at.scales + kHalf * half;
   __m256 total[kCount];
   for (int r = 0; r < kCount; ++r) total[r] = _mm256_setzero_ps();
-  for (std::int64_t block = 0; block < at.blocks; ++block) {
-    const std::uint8_t* codes = at.codes + block * 512 + 32 * half;
+  for (std::int64_t block = 0; block < at.blocks; ++block, scales += kTile) {
     const std::int8_t* x = at.x + (block * kRows + first) * kBlock;
     __m256i dot[kCount];
-    for (int r = 0; r < kCount; ++r) dot[r] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) {
-      // |weight| * (x with the weight's sign): two such products are 2 * 128 * 127 at most, which 16
-      // bits hold; 255 * 127 + 255 * 127 they would not.
-      const __m256i weights = _mm256_xor_si256(load_codes(codes + 64 * g), middle);
-      const __m256i magnitude = _mm256_abs_epi8(weights);
-#pragma GCC unroll 4
-      for (int r = 0; r < kCount; ++r) {
-        const __m256i row = _mm256_sign_epi8(four_codes(x + 32 * r + 4 * g), weights);
-        const __m256i pairs = _mm256_maddubs_epi16(magnitude, row);
-        dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(pairs, ones));
-      }
+    if (block == wide && passes == 2) {
+      codes = at.codes + 32 * half;
+      scales = at.scales + kHalf * half;
     }
-    const __m256 scale = eight_halves(at.scales + block * kTile + kHalf * half);
+    if (block < passes * wide) {
+      for (int r = 0; r < kCount; ++r) dot[r] = _mm256_setzero_si256();
+      add_dots8(codes, x, dot);
+      codes += 512;
+    } else {
+      for (int r = 0; r < kCount; ++r) {
+        // -32 * sum(q)
+        dot[r] = _mm256_set1_epi32(at.shifted_sums[block * kRows + first + r] / 4);
+      }
+      add_dots6(codes, x, dot);
+      codes += 384;
+    }
+    const __m256 scale = eight_halves(scales);
 #pragma GCC unroll 4
     for (int r = 0; r < kCount; ++r) {
       const __m256 both = _mm256_mul_ps(_mm256_set1_ps(at.s[block * kRows + first + r]), scale);
@@ -173,12 +225,24 @@ void product4(const TileAndGroup& at, float* sums) {
 }
 
 template <int kRows>
-void product8(const TileAndGroup& at, float* sums) {
+void product8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t passes, float* sums) {
   constexpr int kFirst = kRows < kAtOnce ? kRows : kAtOnce;
   for (int half = 0; half < 2; ++half) {
-    part8<kRows, kFirst>(at, 0, half, sums);
-    if constexpr (kRows > kAtOnce) part8<kRows, kRows - kAtOnce>(at, kAtOnce, half, sums);
+    part8_and_6<kRows, kFirst>(at, wide, passes, 0, half, sums);
+    if constexpr (kRows > kAtOnce) {
+      part8_and_6<kRows, kRows - kAtOnce>(at, wide, passes, kAtOnce, half, sums);
+    }
   }
+}
+
+template <int kRows>
+void product6(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.wide, 2, sums);
+}
+
+template <int kRows>
+void product8(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.blocks, 1, sums);
 }
 
 }  // namespace

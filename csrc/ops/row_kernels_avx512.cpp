@@ -140,8 +140,10 @@ void product4(const TileAndGroup& at, float* sums) {
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, kept.finish(total[r]));
 }
 
+// `passes` times `wide` blocks of 8 bits, and the others of 6.
 template <int kRows>
-void product8(const TileAndGroup& at, float* sums) {
+[[gnu::always_inline]] inline void product8_and_6(const TileAndGroup& at, std::int64_t wide,
+                                                  std::int64_t passes, float* sums) {
   __m512 total[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) total[r] = _mm512_setzero_ps();
@@ -150,7 +152,23 @@ void product8(const TileAndGroup& at, float* sums) {
   const std::int8_t* x = at.x;
   const float* s = at.s;
   const std::int32_t* shifted_sums = at.shifted_sums;
-  for (std::int64_t block = 0; block < at.blocks; ++block) {
+  const auto add = [&](const __m512i (&dot)[kRows]) __attribute__((always_inline)) {
+    const __m512 scale = load_halves(scales);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(s[r]), scale);
+      total[r] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot[r]), total[r]);
+    }
+    scales += kTile;
+    x += kRows * kBlock;
+    s += kRows;
+    shifted_sums += kRows;
+  };
+  for (std::int64_t block = 0; block < passes * wide; ++block) {
+    if (block == wide) {
+      codes = at.codes;
+      scales = at.scales;
+    }
     for (int line = 0; line < 8; ++line) ask_for(codes + kAhead + 64 * line);
     ask_for(scales + kAhead / 32);
     __m512i dot[kRows];
@@ -164,20 +182,53 @@ void product8(const TileAndGroup& at, float* sums) {
         dot[r] = add_dots(dot[r], weights, x + 32 * r + 4 * g);
       }
     }
-    const __m512 scale = load_halves(scales);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(s[r]), scale);
-      total[r] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot[r]), total[r]);
-    }
+    add(dot);
     codes += 512;
-    scales += kTile;
-    x += kRows * kBlock;
-    s += kRows;
-    shifted_sums += kRows;
+  }
+  const __m512i four_bits = _mm512_set1_epi8(0x0F);
+  const __m512i two_bits = _mm512_set1_epi8(0x30);
+  for (std::int64_t block = passes * wide; block < at.blocks; ++block) {
+    for (int line = 0; line < 6; ++line) ask_for(codes + kAhead + 64 * line);
+    ask_for(scales + kAhead / 24);
+    __m512i dot[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) dot[r] = _mm512_set1_epi32(shifted_sums[r] / 4);  // -32 * sum(q)
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      const __m512i both = _mm512_loadu_si512(codes + 64 * g);
+      const __m512i upper = _mm512_loadu_si512(codes + 256 + 64 * (g / 2));
+      const __m512i of_low = g % 2 == 0 ? _mm512_slli_epi16(upper, 4) : upper;
+      const __m512i of_high =
+          g % 2 == 0 ? _mm512_slli_epi16(upper, 2) : _mm512_srli_epi16(upper, 2);
+      // (of_... & two_bits) | the lower bits
+      const __m512i low = _mm512_ternarylogic_epi32(
+          of_low, two_bits, _mm512_and_si512(both, four_bits), 0xEA);
+      const __m512i high = _mm512_ternarylogic_epi32(
+          of_high, two_bits, _mm512_and_si512(_mm512_srli_epi16(both, 4), four_bits), 0xEA);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        dot[r] = add_dots(dot[r], low, x + 32 * r + 4 * g);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        dot[r] = add_dots(dot[r], high, x + 32 * r + 16 + 4 * g);
+      }
+    }
+    add(dot);
+    codes += 384;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, total[r]);
+}
+
+template <int kRows>
+void product6(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.wide, 2, sums);
+}
+
+template <int kRows>
+void product8(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.blocks, 1, sums);
 }
 
 }  // namespace

@@ -114,19 +114,54 @@ void product4(const TileAndGroup& at, float* sums) {
   }
 }
 
+// A quarter of a block of 8 bits, and of 6.
+inline void load_weights8(const std::uint8_t* codes, int8x16_t (&weights)[8]) {
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    weights[g] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(codes + 64 * g), vdupq_n_u8(128)));
+  }
+}
+
+inline void load_weights6(const std::uint8_t* codes, int8x16_t (&weights)[8]) {
+  const uint8x16_t two_bits = vdupq_n_u8(0x30);
+  const auto weight = [](uint8x16_t low, uint8x16_t high) {
+    return vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(low, high)), vdupq_n_s8(32));
+  };
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    const uint8x16_t upper = vld1q_u8(codes + 256 + 64 * h);
+    const uint8x16_t first = vld1q_u8(codes + 128 * h);
+    const uint8x16_t second = vld1q_u8(codes + 128 * h + 64);
+    const uint8x16_t four_bits = vdupq_n_u8(15);
+    weights[2 * h] = weight(vandq_u8(first, four_bits), vandq_u8(vshlq_n_u8(upper, 4), two_bits));
+    weights[2 * h + 4] = weight(vshrq_n_u8(first, 4), vandq_u8(vshlq_n_u8(upper, 2), two_bits));
+    weights[2 * h + 1] = weight(vandq_u8(second, four_bits), vandq_u8(upper, two_bits));
+    weights[2 * h + 5] = weight(vshrq_n_u8(second, 4), vandq_u8(vshrq_n_u8(upper, 2), two_bits));
+  }
+}
+
+// `passes` times `wide` blocks of 8 bits, and the others of 6.
 template <int kRows>
-void product8(const TileAndGroup& at, float* sums) {
+void product8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t passes, float* sums) {
   for (int quarter = 0; quarter < 4; ++quarter) {
+    const std::uint8_t* codes = at.codes + 16 * quarter;
+    const std::uint16_t* scales = at.scales + kQuarter * quarter;
     float32x4_t total[kRows];
     for (int r = 0; r < kRows; ++r) total[r] = vdupq_n_f32(0);
-    for (std::int64_t block = 0; block < at.blocks; ++block) {
-      const std::uint8_t* codes = at.codes + block * 512 + 16 * quarter;
+    for (std::int64_t block = 0; block < at.blocks; ++block, scales += kTile) {
       int8x16_t weights[8];
-#pragma GCC unroll 8
-      for (int g = 0; g < 8; ++g) {
-        weights[g] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(codes + 64 * g), vdupq_n_u8(128)));
+      if (block == wide && passes == 2) {
+        codes = at.codes + 16 * quarter;
+        scales = at.scales + kQuarter * quarter;
       }
-      const float32x4_t scale = four_halves(at.scales + block * kTile + kQuarter * quarter);
+      if (block < passes * wide) {
+        load_weights8(codes, weights);
+        codes += 512;
+      } else {
+        load_weights6(codes, weights);
+        codes += 384;
+      }
+      const float32x4_t scale = four_halves(scales);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const std::int64_t row = block * kRows + r;
@@ -137,6 +172,16 @@ void product8(const TileAndGroup& at, float* sums) {
     }
     for (int r = 0; r < kRows; ++r) vst1q_f32(sums + kTile * r + kQuarter * quarter, total[r]);
   }
+}
+
+template <int kRows>
+void product6(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.wide, 2, sums);
+}
+
+template <int kRows>
+void product8(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.blocks, 1, sums);
 }
 
 }  // namespace

@@ -45,23 +45,49 @@ void product4(const TileAndGroup& at, float* sums) {
   }
 }
 
+// `passes` times `wide` blocks of 8 bits, and the others of 6.
 template <int kRows>
-void product8(const TileAndGroup& at, float* sums) {
+void product8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t passes, float* sums) {
   for (int r = 0; r < kRows; ++r) {
+    const std::uint8_t* codes = at.codes;
+    const std::uint16_t* scales = at.scales;
     float* total = sums + r * kTile;
     for (int c = 0; c < kTile; ++c) total[c] = 0;
-    for (std::int64_t block = 0; block < at.blocks; ++block) {
-      const std::uint8_t* codes = at.codes + block * 512;
+    for (std::int64_t block = 0; block < at.blocks; ++block, scales += kTile) {
       std::int32_t dot[kTile];
-      dots(at, block, kRows, r,
-           [&](int g, int c, int j) { return codes[g * 64 + c * 4 + j] - 128; }, dot);
-      const std::uint16_t* scales = at.scales + block * kTile;
+      if (block == wide && passes == 2) {
+        codes = at.codes;
+        scales = at.scales;
+      }
+      if (block < passes * wide) {
+        dots(at, block, kRows, r,
+             [&](int g, int c, int j) { return codes[g * 64 + c * 4 + j] - 128; }, dot);
+        codes += 512;
+      } else {
+        dots(at, block, kRows, r, [&](int g, int c, int j) {
+          const int line = g % 4, byte = c * 4 + j;
+          const int low = codes[line * 64 + byte] >> (g < 4 ? 0 : 4) & 15;
+          const int high = codes[256 + line / 2 * 64 + byte] >> (line % 2 * 4 + (g < 4 ? 0 : 2)) & 3;
+          return 16 * high + low - 32;
+        }, dot);
+        codes += 384;
+      }
       const float s = at.s[block * kRows + r];
       for (int c = 0; c < kTile; ++c) {
         total[c] = std::fma(s * float_of_half(scales[c]), static_cast<float>(dot[c]), total[c]);
       }
     }
   }
+}
+
+template <int kRows>
+void product6(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.wide, 2, sums);
+}
+
+template <int kRows>
+void product8(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.blocks, 1, sums);
 }
 
 }  // namespace

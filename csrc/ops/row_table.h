@@ -1,7 +1,7 @@
 #pragma once
 
-// The table of row kernels, of a file that has product4<HalfScales, n>, product4<ByteScales, n> and
-// product8<n>.
+// The table of row kernels, of a file that has product4<HalfScales, n>, product4<ByteScales, n>,
+// product6<n> and product8<n>.
 
 namespace specdec::ops {
 namespace {
@@ -10,11 +10,14 @@ template <class BlockScales>
 constexpr TileProducts kProducts4 = {
     {product4<BlockScales, 1>, product4<BlockScales, 2>, product4<BlockScales, 3>, product4<BlockScales, 4>,
      product4<BlockScales, 5>, product4<BlockScales, 6>, product4<BlockScales, 7>, product4<BlockScales, 8>}};
+constexpr TileProducts kProducts6 = {{product6<1>, product6<2>, product6<3>, product6<4>,
+                                      product6<5>, product6<6>, product6<7>, product6<8>}};
 constexpr TileProducts kProducts8 = {{product8<1>, product8<2>, product8<3>, product8<4>,
                                       product8<5>, product8<6>, product8<7>, product8<8>}};
 
 const TileProducts& products_of(const Matrix& matrix) {
   if (matrix.bits == 8) return kProducts8;
+  if (matrix.bits == 6) return kProducts6;
   return matrix.kind == Scales::bytes ? kProducts4<ByteScales> : kProducts4<HalfScales>;
 }
 

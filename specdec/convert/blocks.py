@@ -26,7 +26,7 @@ from specdec.convert.matrix import BlockMatrix, CodeArray, FloatArray, Matrix
 from specdec.errors import CheckpointError
 
 TILE = 16  # outputs
-_CHUNK = 4096  # rows that are rounded at a time, so that float copies of them stay small
+CHUNK = 4096  # rows that are rounded at a time, so that float copies of them stay small
 
 HalfArray: TypeAlias = NDArray[np.float16]
 
@@ -52,12 +52,12 @@ class Blocks:
 
 def pack_rows(matrices: Sequence[Matrix], *, byte_scales: bool = False) -> PackedMatrix:
     """The outputs of all of ``matrices``, in order."""
-    return _pack(_encode(matrices, byte_scales))
+    return pack(_encode(matrices, byte_scales))
 
 
 def pack_gated(gate: Matrix, up: Matrix, *, byte_scales: bool = False) -> PackedMatrix:
     """Two matrices of one shape whose tiles take turns: 16 outputs of ``gate``, 16 of ``up``."""
-    first, second = (_pack([part]) for part in _encode([gate, up], byte_scales))
+    first, second = (pack([part]) for part in _encode([gate, up], byte_scales))
     tiles = 2 * len(first.codes)
 
     def interleave(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -73,7 +73,7 @@ def pack_gated(gate: Matrix, up: Matrix, *, byte_scales: bool = False) -> Packed
 
 def _encode(matrices: Sequence[Matrix], byte_scales: bool) -> list[Blocks]:
     """Blocks of 4 bits where all of ``matrices`` have them, or else of 8 bits; of one kind."""
-    four = [matrix for matrix in matrices if _is_exact4(matrix)]
+    four = [matrix for matrix in matrices if is_exact4(matrix)]
     if len(four) < len(matrices):
         return [eight_bits(matrix) for matrix in matrices]
     found = [in_bytes(matrix) for matrix in four] if byte_scales else []
@@ -81,7 +81,7 @@ def _encode(matrices: Sequence[Matrix], byte_scales: bool) -> list[Blocks]:
     return short if len(short) == len(four) else [_four_bits(matrix) for matrix in four]
 
 
-def _is_exact4(matrix: Matrix) -> TypeGuard[BlockMatrix]:
+def is_exact4(matrix: Matrix) -> TypeGuard[BlockMatrix]:
     """Whether these are blocks of Q4_0 or Q4_1: 4 bits, and what halves hold."""
     return (
         isinstance(matrix, BlockMatrix)
@@ -102,8 +102,8 @@ def eight_bits(matrix: Matrix) -> Blocks:
         scales = _exact_halves(matrix.scales)
         if scales is not None and np.array_equal(matrix.minima, -128 * matrix.scales):
             return Blocks(matrix.codes, scales.view(np.uint16), 8)
-    starts = range(0, matrix.shape[0], _CHUNK)
-    parts = [_round(matrix.take_rows(slice(start, start + _CHUNK))) for start in starts]
+    starts = range(0, matrix.shape[0], CHUNK)
+    parts = [_round(matrix.take_rows(slice(start, start + CHUNK))) for start in starts]
     codes, halves = zip(*parts, strict=True)
     return Blocks(np.concatenate(codes), np.concatenate(halves).view(np.uint16), 8)
 
@@ -129,7 +129,7 @@ def _exact_halves(values: FloatArray) -> HalfArray | None:
     return halves if np.array_equal(halves.astype(np.float32), values) else None
 
 
-def _pack(parts: Sequence[Blocks]) -> PackedMatrix:
+def pack(parts: Sequence[Blocks]) -> PackedMatrix:
     """The rows of all ``parts``, which are of one kind."""
     codes, words = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "words")

@@ -32,7 +32,7 @@ from specdec.convert.layouts import Layout
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-GRAPH_VERSION = 6  # raise it with every change of what is written: pulled models are then rebuilt
+GRAPH_VERSION = 7  # raise it with every change of what is written: pulled models are then rebuilt
 
 
 def write_cpu_graph(

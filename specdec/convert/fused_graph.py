@@ -11,10 +11,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from specdec.convert.blocks import PackedMatrix, pack_gated, pack_rows
+from specdec.convert.blocks import PackedMatrix, is_exact4, pack_gated, pack_rows
 from specdec.convert.decoder_graph import HIDDEN, DecoderGraph
 from specdec.convert.matrix import Matrix
 from specdec.convert.packed_linear import DOMAIN, weights
+from specdec.convert.six_bits import MixedMatrix, pack_mixed
 from specdec.errors import CheckpointError
 
 _LAST_BRIDGE = 62  # bits of an int64 that is not negative
@@ -103,12 +104,19 @@ class FusedGraph(DecoderGraph):
         ]
 
     def _head(self, residual: str, update: str) -> None:
-        packed = self._pack([self.checkpoint.matrix("head")])
-        gain = self.graph.initializer(f"{HIDDEN}.gain", self.checkpoint.vector("final_norm"))
-        inputs = [residual, update, gain, *weights(self.graph, "logits", packed)]
+        matrix, gain = self.checkpoint.matrix("head"), self.checkpoint.vector("final_norm")
+        packed: PackedMatrix | MixedMatrix | None = None
+        if self.layout.mixed_head and not is_exact4(matrix):
+            packed = pack_mixed(matrix, gain)
+        packed = packed or self._pack([matrix])
+        inputs = [residual, update, self.graph.initializer(f"{HIDDEN}.gain", gain)]
+        inputs += [*weights(self.graph, "logits", packed), "first_logit_row"]
+        if isinstance(packed, MixedMatrix):
+            inputs.append(self.graph.initializer("logits.order", packed.order))
+            inputs.append(self.graph.initializer("logits.gain", packed.gain))
         self.graph.nodes(
             "NormLinear",
-            [*inputs, "first_logit_row"],
+            inputs,
             ["logits", "", HIDDEN],
             domain=DOMAIN,
             bits=packed.bits,

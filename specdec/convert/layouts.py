@@ -35,23 +35,24 @@ class Layout:
     embedding: Embedding = block8_embedding
     fused: bool = False  # norms, attention and gating are the core's operators: ``FusedGraph``
     byte_scales: bool = False  # of 4-bit blocks in ``FusedGraph``
+    mixed_head: bool = False  # most of a head in 6 bits in ``FusedGraph``
 
 
 def _uniform(linear: Linear, *, head: Linear) -> Layout:
     return Layout(linear, linear, linear, linear, head)
 
 
-def _fused(*, byte_scales: bool) -> Layout:
+def _fused(*, byte_scales: bool, mixed_head: bool) -> Layout:
     linear = partial(packed_linear, byte_scales=byte_scales)
     embedding = partial(packed_embedding, byte_scales=byte_scales)
     layout = replace(_uniform(linear, head=linear), embedding=embedding)
-    return replace(layout, fused=True, byte_scales=byte_scales)
+    return replace(layout, fused=True, byte_scales=byte_scales, mixed_head=mixed_head)
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "float32": replace(_uniform(float32, head=float32), embedding=float32_embedding),
-    "fused": _fused(byte_scales=True),
-    "fused-exact": _fused(byte_scales=False),
+    "fused": _fused(byte_scales=True, mixed_head=True),
+    "fused-exact": _fused(byte_scales=False, mixed_head=False),
     "nbits8": _uniform(nbits8, head=nbits8),
     "nbits4": _uniform(nbits4, head=nbits8),
     "int8": _uniform(int8_rowwise, head=nbits8),

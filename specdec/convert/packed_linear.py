@@ -10,6 +10,7 @@ from specdec.convert.activation import Activation
 from specdec.convert.blocks import PackedMatrix, pack_rows
 from specdec.convert.graph import Graph
 from specdec.convert.matrix import Matrix
+from specdec.convert.six_bits import MixedMatrix
 
 DOMAIN = "specdec"
 
@@ -34,7 +35,7 @@ def packed_embedding(graph: Graph, name: str, matrix: Matrix, *, byte_scales: bo
     )
 
 
-def weights(graph: Graph, name: str, packed: PackedMatrix) -> list[str]:
+def weights(graph: Graph, name: str, packed: PackedMatrix | MixedMatrix) -> list[str]:
     """The inputs of an operator that hold ``packed``."""
     codes = graph.initializer(f"{name}.codes", packed.codes)
     return [codes, graph.initializer(f"{name}.scales", packed.scales)]
