@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specdec.model_folder import ModelFolder
 
-# Of a tensor of codes, [tiles, blocks, bytes]: 16 outputs by 32 inputs.
+# Of a block, 16 outputs by 32 inputs.
 _BLOCK_WEIGHTS = 512
 
 _SCALES = {
@@ -17,39 +18,39 @@ _SCALES = {
     "pairs of halves": "a scale and an offset of 16 bits each for each 32 weights",
     "bytes": "a scale and an offset of 8 bits each for each 32 weights, and a row's own two of 16",
 }
+_MIXED = "6, and 8 for the inputs that count most,"
 
 
 @dataclass(frozen=True)
 class Packed:
     """A packed matrix by the shapes of its initializers (``specdec.convert.blocks``)."""
 
-    codes: Sequence[int]  # [tiles, blocks, bytes]
+    codes: Sequence[int]  # [tiles, blocks, bytes]; of 6 bits, some blocks in 8, [tiles, bytes]
     scales: Sequence[int]  # of 16 bits: [tiles, blocks, 16], [tiles, blocks, 2, 16] or bytes'
 
     @property
     def weights(self) -> int:
         """Those that fill up the last tile are counted."""
-        return self.codes[0] * self.codes[1] * _BLOCK_WEIGHTS
+        blocks = self.codes[1] if len(self.codes) == 3 else self.scales[1]
+        return self.codes[0] * blocks * _BLOCK_WEIGHTS
 
     @property
     def code_bits(self) -> int:
-        """Of a weight, without its part of the scales."""
-        return self.codes[2] * 8 // _BLOCK_WEIGHTS
+        """Of most weights, without their part of the scales."""
+        return self.codes[2] * 8 // _BLOCK_WEIGHTS if len(self.codes) == 3 else 6
 
     @property
     def size(self) -> int:
         """Bits of all codes and scales."""
-        scales = 1
-        for dimension in self.scales:
-            scales *= dimension
-        return self.weights * self.code_bits + 16 * scales
+        return 8 * math.prod(self.codes) + 16 * math.prod(self.scales)
 
     @property
     def held(self) -> str:
         """How the scales are held, as JSON says it."""
         if len(self.scales) == 4:
             return "pairs of halves"
-        return "halves" if self.scales[1] == self.codes[1] else "bytes"
+        whole = len(self.codes) == 2 or self.scales[1] == self.codes[1]
+        return "halves" if whole else "bytes"
 
 
 def describe_weights(folder: ModelFolder) -> dict[str, dict[str, Any]] | None:
@@ -88,7 +89,9 @@ def weight_rows(parts: dict[str, dict[str, Any]] | None) -> dict[str, str]:
     said: dict[str, list[str]] = {}
     for part, found in parts.items():
         words = "; or ".join(
-            f"{kind['code_bits']} bits, {_SCALES[kind['scales']]}" for kind in found["kinds"]
+            f"{_MIXED if kind['code_bits'] == 6 else kind['code_bits']} bits, "
+            f"{_SCALES[kind['scales']]}"
+            for kind in found["kinds"]
         )
         said.setdefault(words, []).append(part)
     blocks = "; ".join(f"{' and '.join(names)}: {words}" for words, names in said.items())

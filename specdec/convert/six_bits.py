@@ -61,6 +61,8 @@ def pack_mixed(matrix: Matrix, gain: FloatArray) -> MixedMatrix | None:
     for part in _chunks(matrix):
         squares += np.square(part.astype(np.float64)).sum(0)
     energy = squares * np.square(gain.astype(np.float64))
+    if not np.isfinite(energy.sum()):
+        return None
     order = np.argsort(-energy, kind="stable").astype(np.int32)
     divided = _divided_by(squares)[order]
     gain = gain[order] * divided

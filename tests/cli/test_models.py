@@ -151,7 +151,10 @@ def test_inspect_as_json(cli: Any, tiny_target: Path) -> None:
     assert model["layout"] == ModelFolder.open(tiny_target).layout
     assert model["head"] == {"trimmed": False, "ids": 300}
     eight = {"bits": 8.5, "kinds": [{"code_bits": 8, "scales": "halves"}]}
-    assert model["weights"]["embedding"] == model["weights"]["head"] == eight
+    assert model["weights"]["embedding"] == eight
+    # Half of so narrow a head is wide blocks.
+    mixed = {"bits": 7.5, "kinds": [{"code_bits": 6, "scales": "halves"}]}
+    assert model["weights"]["head"] == mixed
     assert model["weights"]["layers"]["kinds"] == [{"code_bits": 4, "scales": "bytes"}]
     assert model["tokenizer"]["stop_tokens"]["<|im_end|>"] == 2
     assert model["threads"] == 1
@@ -186,8 +189,14 @@ def test_inspect_tells_bits_with_scales(
     weights = sum(packed[f"{n}.codes"].size * 2 for n in names)
     assert described["layers"]["bits"] == pytest.approx(size / weights, abs=5e-4)
     assert bits in (None, described["layers"]["bits"])
-    assert f"embedding 8.5, layers {described['layers']['bits']:.4g}, head 8.5" in said
-    assert "embedding and head: 8 bits, a scale of 16 bits for each 32 weights" in said
+    head = packed["logits.codes"].nbytes + packed["logits.scales"].nbytes
+    head_bits = 8 * head / (packed["logits.scales"].size * 32)
+    assert described["head"]["bits"] == head_bits
+    assert f"embedding 8.5, layers {described['layers']['bits']:.4g}, head {head_bits:.4g}" in said
+    if layout == "fused":
+        assert "head: 6, and 8 for the inputs that count most, bits, a scale of 16 bits" in said
+    else:
+        assert "embedding and head: 8 bits, a scale of 16 bits for each 32 weights" in said
     assert words in said
 
 

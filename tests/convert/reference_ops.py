@@ -39,6 +39,39 @@ def unpack(codes: Array, scales: Array, bits: int) -> Array:
     return weights.reshape(tiles * TILE, blocks * BLOCK)
 
 
+def wide_blocks(codes: Array, scales: Array) -> int:
+    """Blocks of 8 bits of a matrix of 6."""
+    return int(codes.shape[1] - 384 * scales.shape[1]) // 128
+
+
+def unpack_mixed(codes: Array, scales: Array) -> Array:
+    """``unpack`` of a matrix of 8 and 6 bits, [tiles, bytes]."""
+    tiles, blocks = scales.shape[:2]
+    wide = wide_blocks(codes, scales)
+    eight = unpack(codes[:, : 512 * wide].reshape(tiles, wide, 512), scales[:, :wide], 8)
+    six = codes[:, 512 * wide :].reshape(tiles, blocks - wide, 384).astype(np.int64)
+    halves = scales[:, wide:].view(np.float16).astype(np.float64)
+    weights = np.zeros((tiles, TILE, blocks - wide, BLOCK))
+    for g in range(4):
+        for c in range(TILE):
+            for j in range(4):
+                lower = six[:, :, 64 * g + 4 * c + j]
+                upper = six[:, :, 256 + 64 * (g // 2) + 4 * c + j] >> 4 * (g % 2)
+                for half, at in enumerate((4 * g + j, 16 + 4 * g + j)):
+                    code = (lower >> 4 * half & 15) + 16 * (upper >> 2 * half & 3)
+                    weights[:, c, :, at] = halves[:, :, c] * (code - 32)
+    return np.concatenate([eight, weights.reshape(tiles * TILE, -1)], axis=1)
+
+
+def _rounded(x: Array) -> Array:
+    """To 8 bits, by rows and blocks."""
+    blocks = x.reshape(*x.shape[:-1], -1, BLOCK).astype(np.float32)
+    steps = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    codes = np.rint(blocks / np.where(steps == 0, 1, steps)).astype(np.float64)
+    found: Array = (codes * steps).reshape(x.shape)
+    return found
+
+
 def _scales_of_bytes(words: Array) -> Array:
     """Scale and minimum [tiles, blocks, 2, 16] of ``unit * (16 * a * (code - 8) + ratio * b)``."""
     unit = (words[:, :1].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
@@ -103,10 +136,7 @@ class ReferenceGraph:
         if name not in self.weights:
             self.weights[name] = unpack(codes, scales, codes.shape[2] // 64)
         if self.rounded:
-            blocks = x.reshape(*x.shape[:-1], -1, BLOCK).astype(np.float32)
-            steps = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
-            codes = np.rint(blocks / np.where(steps == 0, 1, steps)).astype(np.float64)
-            x = (codes * steps).reshape(x.shape)
+            x = _rounded(x)
         result: Array = (x @ self.weights[name].T)[..., :outputs]
         return result
 
@@ -168,6 +198,8 @@ class ReferenceGraph:
         codes: Array,
         scales: Array,
         first_row: Array | None = None,
+        order: Array | None = None,
+        ordered_gain: Array | None = None,
         *,
         bits: int,
         outputs: int,
@@ -176,8 +208,20 @@ class ReferenceGraph:
     ) -> tuple[Array, Array, Array]:
         total = residual if update is None else residual + update
         normed = _norm(total, gain, epsilon)
-        rows = normed if first_row is None else normed[:, first_row[0] :]
+        first = 0 if first_row is None else first_row[0]
+        rows = normed[:, first:]
         assert activation == b"none"
+        if bits == 6:
+            assert ordered_gain is not None
+            x = _norm(total, np.ones(1), epsilon)[:, first:, order] * ordered_gain
+            weights = unpack_mixed(codes, scales)
+            if self.rounded:
+                wide = BLOCK * wide_blocks(codes, scales)
+                # The first in two parts: rounded, and what that leaves.
+                once = _rounded(x)
+                left = _rounded((x - once)[..., :wide])
+                x = np.concatenate([once[..., :wide] + left, once[..., wide:]], -1)
+            return (x @ weights.T)[..., :outputs], total, normed
         return self._linear(rows, node.input[3], codes, scales, outputs), total, normed
 
     def _bridge(

@@ -79,8 +79,10 @@ def test_the_operators_compute_what_they_are_defined_to(
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_scales_in_bytes_change_little(tmp_path: Path, shape: dict[str, int | bool | str]) -> None:
-    """And nothing where weights have 8 bits."""
+def test_what_is_rounded_more_changes_little(
+    tmp_path: Path, shape: dict[str, int | bool | str]
+) -> None:
+    """The scales of 4 bits, and most of the head."""
     source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
     exact, found = (
         prefill(
@@ -92,13 +94,13 @@ def test_scales_in_bytes_change_little(tmp_path: Path, shape: dict[str, int | bo
         for layout in ("fused-exact", "fused")
     )
     error = np.sqrt(np.mean((found - exact) ** 2)) / np.std(exact)
-    assert error == 0 if shape.get("quant") == "Q8_0" else 0 < error < 0.02
+    assert 0 < error < 0.03
 
 
 @pytest.mark.parametrize("shape", [{"quant": "F16", "embedding_quant": "F32"}], ids=str)
 def test_other_weights_are_rounded_to_8_bits(tmp_path: Path, shape: dict[str, str]) -> None:
     source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
-    folder = convert(source, tmp_path / "model", layout="fused")
+    folder = convert(source, tmp_path / "model", layout="fused-exact")
     found, _ = prefill(ReferenceGraph(folder, CAPACITY, rounded=False), [20])
     error = found - NumpyLlama(source).logits(TOKENS[:20])
     assert 0 < np.sqrt(np.mean(error**2)) < 0.02 * np.std(found)

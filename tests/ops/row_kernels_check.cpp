@@ -1,6 +1,7 @@
 // Every instruction set of this CPU against plain C++, bit for bit, on memory of exactly the size
 // that is needed: built with sanitizers by test_row_kernels.py, or for another CPU by hand.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -185,6 +186,73 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   return bits;
 }
 
+// The same of a norm and a matrix of 6 bits.
+std::vector<std::uint32_t> results_of_six(const RowKernels& kernels, std::int64_t count,
+                                          std::int64_t blocks, std::int64_t wide) {
+  std::mt19937 random(9);
+  constexpr std::int64_t kOutputs = 37;
+  const std::int64_t inputs = blocks * kBlock;
+  Matrix matrix{6, blocks, 3, nullptr, nullptr, Scales::halves, wide};
+  const auto codes = random_values<std::uint8_t>(
+      random, matrix.tiles * matrix.tile_codes(),
+      [](std::mt19937& r) { return static_cast<std::uint8_t>(r()); });
+  const auto scales = random_values<std::uint16_t>(
+      random, matrix.tiles * matrix.tile_scales(),
+      [](std::mt19937& r) { return static_cast<std::uint16_t>(r() & 0xBFFFu); });
+  matrix.codes = codes.data();
+  matrix.scales = scales.data();
+  const auto residual = random_values<float>(random, count * inputs, number);
+  const auto update = random_values<float>(random, count * inputs, number);
+  const auto gain = random_values<float>(random, inputs, number);
+  const auto ordered_gain = random_values<float>(random, inputs, number);
+  std::vector<std::int32_t> order(static_cast<std::size_t>(inputs));
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int32_t>(i);
+  std::shuffle(order.begin(), order.end(), random);
+
+  OwnRows own(count, matrix.row_blocks());
+  std::vector<float> sum(residual.size()), normed(residual.size());
+  std::vector<float> y(static_cast<std::size_t>(count * kOutputs));
+  const Norm norm{residual.data(), update.data(), gain.data(),  1e-5f,
+                  sum.data(),      normed.data(), order.data(), ordered_gain.data(), wide};
+  for (std::int64_t group = 0; group < own.rows.groups(); ++group) {
+    kernels.norm_and_round(norm, 0, own.rows, Piece{group, 0, 1});
+    kernels.norm_and_round(norm, 0, own.rows, Piece{group, 1, matrix.row_blocks()});
+  }
+  kernels.multiply(matrix, own.rows, 0, 1, kOutputs, y.data());
+  kernels.multiply(matrix, own.rows, 1, 3, kOutputs, y.data());
+  std::vector<std::uint32_t> bits;
+  const auto keep = [&](const auto& vector) {
+    for (auto x : vector) {
+      std::uint32_t word = 0;
+      std::memcpy(&word, &x, sizeof x);
+      bits.push_back(word);
+    }
+  };
+  keep(sum);
+  keep(normed);
+  keep(own.codes);
+  keep(own.s);
+  keep(y);
+  return bits;
+}
+
+bool six_bits_agree(Isa isa, const char* name) {
+  for (std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+    for (std::int64_t blocks : {2, 5}) {
+      for (std::int64_t wide : {1, 2}) {
+        if (results_of_six(row_kernels(isa), rows, blocks, wide) ==
+            results_of_six(row_kernels(Isa::plain), rows, blocks, wide)) {
+          continue;
+        }
+        std::printf("%s differs from plain: 6 bits, %d rows, %d of %d blocks in 8 bits\n", name,
+                    static_cast<int>(rows), static_cast<int>(wide), static_cast<int>(blocks));
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
@@ -197,6 +265,7 @@ int main() {
       continue;
     }
     ++compared;
+    if (!six_bits_agree(isa, name)) return 1;
     for (const int form : {4, 8, 0}) {
       const int bits = form == 8 ? 8 : 4;
       const Scales kind = form == 0 ? Scales::bytes : Scales::halves;
