@@ -15,7 +15,7 @@ namespace {
 class Embedding final : public Kernel {
  public:
   explicit Embedding(const Node& node) : matrix_(node, 1, 1), stored_(matrix_.of(node)) {
-    if (matrix_.mixed()) refuse("6 bits are for the head that NormLinear computes");
+    if (matrix_.mixed()) check_order(node, kOrder, "order", kFactors, "factors", matrix_.inputs());
   }
 
   void compute(const Call& call) const override {
@@ -32,6 +32,14 @@ class Embedding final : public Kernel {
     }
     auto* y = call.output<float>(0, {1, shape[1], matrix_.inputs()});
     StoredMatrix::Tile memory;
+    if (matrix_.mixed()) {
+      const auto* order = call.input_data<std::int32_t>(kOrder);
+      const auto* factors = call.input_data<float>(kFactors);
+      for (std::int64_t i = 0; i < shape[1]; ++i, y += matrix_.inputs()) {
+        look_up6(stored_.tile(tokens[i] / kTile, memory), tokens[i] % kTile, order, factors, y);
+      }
+      return;
+    }
     for (std::int64_t i = 0; i < shape[1]; ++i) {
       const Matrix tile = stored_.tile(tokens[i] / kTile, memory);
       const auto look_up = tile.bits == 8                ? look_up8
@@ -42,6 +50,35 @@ class Embedding final : public Kernel {
   }
 
  private:
+  enum Input : std::size_t { kTokens, kCodes, kScales, kOrder, kFactors };
+
+  // Output c of a tile. Input i is at place order[i] of y, times factors[i].
+  static void look_up6(const Matrix& matrix, std::int64_t c, const std::int32_t* order,
+                       const float* factors, float* y) {
+    const std::uint8_t* codes = matrix.codes + 4 * c;
+    const std::uint16_t* scales = matrix.scales + c;
+    for (std::int64_t block = 0; block < matrix.blocks; ++block, scales += kTile) {
+      const float scale = float_of_half(*scales);
+      const auto put = [&](std::int64_t k, int code) {
+        y[order[k]] = scale * static_cast<float>(code) * factors[k];
+      };
+      const std::int64_t first = block * kBlock;
+      if (block < matrix.wide) {
+        for (std::int64_t k = 0; k < kBlock; ++k) put(first + k, codes[k / 4 * 64 + k % 4] - 128);
+        codes += 512;
+        continue;
+      }
+      for (std::int64_t k = 0; k < kBlock / 2; ++k) {
+        const std::int64_t g = k / 4;
+        const int lower = codes[g * 64 + k % 4];
+        const int upper = codes[256 + g / 2 * 64 + k % 4] >> (g % 2 * 4);
+        put(first + k, (lower & 15) + (upper & 3) * 16 - 32);
+        put(first + kBlock / 2 + k, (lower >> 4) + (upper >> 2 & 3) * 16 - 32);
+      }
+      codes += 384;
+    }
+  }
+
   // Output c of a tile.
   static void look_up8(const Matrix& matrix, std::int64_t c, float* y) {
     const std::uint8_t* codes = matrix.codes + 4 * c;
@@ -85,7 +122,9 @@ Declaration embedding() {
   return {"Embedding",
           {{"tokens", ElementType::int64},
            {"codes", ElementType::uint8},
-           {"scales", ElementType::uint16}},
+           {"scales", ElementType::uint16},
+           {"order", ElementType::int32, Presence::optional},
+           {"factors", ElementType::float32, Presence::optional}},
           {{"y", ElementType::float32}},
           [](const Node& node) -> std::unique_ptr<Kernel> {
             return std::make_unique<Embedding>(node);

@@ -115,6 +115,27 @@ void PackedMatrix::read_mixed(const Shape& codes, const Shape& scales) {
   }
 }
 
+void check_order(const Node& node, std::size_t order_input, const char* order_name,
+                 std::size_t factors_input, const char* factors_name, std::int64_t inputs) {
+  const Tensor order = node.constant(order_input, order_name);
+  const Shape factors = node.constant(factors_input, factors_name).shape();
+  const Shape expected{inputs};
+  if (order.shape() != expected || factors != expected) {
+    refuse(std::string(order_name) + " has shape " + order.shape().text() + " and " +
+           factors_name + " " + factors.text() + "; these weights need " + expected.text());
+  }
+  std::vector<bool> seen(static_cast<std::size_t>(inputs), false);
+  const auto* const places = order.data<std::int32_t>();
+  for (std::int64_t i = 0; i < inputs; ++i) {
+    const std::int32_t at = places[i];
+    if (at < 0 || at >= inputs || seen[static_cast<std::size_t>(at)]) {
+      refuse(std::string(order_name) + "[" + std::to_string(i) + "] is " + std::to_string(at) +
+             "; each input has to be there once");
+    }
+    seen[static_cast<std::size_t>(at)] = true;
+  }
+}
+
 Matrix PackedMatrix::of(const Node& node) const {
   Matrix matrix = shape_;
   matrix.codes = node.constant(input_, "codes").data<std::uint8_t>();

@@ -39,6 +39,11 @@ class PackedMatrix {
   std::int64_t threads_;
 };
 
+// Throws unless a node's initializers `order` and `factors` are [inputs], of int32 and of float, and the
+// first names each input once: they belong to a matrix of 6 bits.
+void check_order(const Node& node, std::size_t order_input, const char* order_name,
+                 std::size_t factors_input, const char* factors_name, std::int64_t inputs);
+
 // Units of tiles that a thread takes at a time: large enough that taking them costs little, small
 // enough that no thread waits long for the last.
 std::int64_t part_units(const Matrix& matrix, std::int64_t unit_tiles);

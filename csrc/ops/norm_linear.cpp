@@ -1,7 +1,6 @@
 #include <cmath>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "isa.h"
 #include "linear.h"
@@ -35,7 +34,7 @@ class NormLinear final : public Kernel {
     }
     if (matrix_.mixed()) {
       if (swiglu_) refuse("6 bits are for a head: activation must be \"none\"");
-      check_order(node);
+      check_order(node, kOrder, "order", kOrderedGain, "ordered_gain", matrix_.inputs());
     }
     const Matrix matrix = matrix_.of(node);
     memory_ = std::make_unique<WeightMemory>(WeightMemory::bytes_of(matrix));
@@ -85,27 +84,6 @@ class NormLinear final : public Kernel {
   }
 
  private:
-  // Which input of the norm each one of the matrix is: each of them once.
-  void check_order(const Node& node) const {
-    const Tensor order = node.constant(kOrder, "order");
-    const Shape gain = node.constant(kOrderedGain, "ordered_gain").shape();
-    const Shape inputs{matrix_.inputs()};
-    if (order.shape() != inputs || gain != inputs) {
-      refuse("order has shape " + order.shape().text() + " and ordered_gain " + gain.text() +
-             "; these weights need " + inputs.text());
-    }
-    std::vector<bool> seen(static_cast<std::size_t>(matrix_.inputs()), false);
-    const auto* const places = order.data<std::int32_t>();
-    for (std::int64_t i = 0; i < matrix_.inputs(); ++i) {
-      const std::int32_t at = places[i];
-      if (at < 0 || at >= matrix_.inputs() || seen[static_cast<std::size_t>(at)]) {
-        refuse("order[" + std::to_string(i) + "] is " + std::to_string(at) +
-               "; each input has to be there once");
-      }
-      seen[static_cast<std::size_t>(at)] = true;
-    }
-  }
-
   static std::int64_t first_row(const Call& call, std::int64_t rows) {
     if (!call.has_input(kFirstRow)) return 0;
     const Tensor input = call.input(kFirstRow);

@@ -18,7 +18,7 @@ _SCALES = {
     "pairs of halves": "a scale and an offset of 16 bits each for each 32 weights",
     "bytes": "a scale and an offset of 8 bits each for each 32 weights, and a row's own two of 16",
 }
-_MIXED = "6, and 8 for the inputs that count most,"
+_CODES = {4: "4 bits", 6: "6 bits, 8 for the inputs that count most", 8: "8 bits"}
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ def weight_rows(parts: dict[str, dict[str, Any]] | None) -> dict[str, str]:
     said: dict[str, list[str]] = {}
     for part, found in parts.items():
         words = "; or ".join(
-            f"{_MIXED if kind['code_bits'] == 6 else kind['code_bits']} bits, "
-            f"{_SCALES[kind['scales']]}"
-            for kind in found["kinds"]
+            f"{_CODES[kind['code_bits']]}, {_SCALES[kind['scales']]}" for kind in found["kinds"]
         )
         said.setdefault(words, []).append(part)
     blocks = "; ".join(f"{' and '.join(names)}: {words}" for words, names in said.items())

@@ -39,8 +39,7 @@ class DecoderGraph:
     def write(self, progress: Progress) -> None:
         layers = self.config.layers
         self._declare_inputs()
-        matrix = self.checkpoint.matrix("embedding")
-        residual, update = self.layout.embedding(self.graph, "embedding", matrix), ""
+        residual, update = self._embedding(), ""
         residual, update = self._layers(
             residual, update, lambda layer: progress((layer + 1) / (layers + 2))
         )
@@ -72,6 +71,10 @@ class DecoderGraph:
     def _declare_positions(self) -> None:
         self.graph.input("seqlens_k", np.int32, [1])
         self.graph.input("total_length", np.int32, [])
+
+    def _embedding(self) -> str:
+        """The residual stream's first value."""
+        return self.layout.embedding(self.graph, "embedding", self.checkpoint.matrix("embedding"))
 
     def _layers(self, residual: str, update: str, begin: Callable[[int], None]) -> tuple[str, str]:
         """Adds them; returns the residual stream and what is yet to be added to it."""

@@ -7,6 +7,7 @@ new to the residual stream, normalises it and multiplies it: the head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -31,6 +32,29 @@ class FusedGraph(DecoderGraph):
 
     def _declare_positions(self) -> None:
         self.graph.input("rows", np.int32, [4, "S"])
+
+    @cached_property
+    def _mixed_head(self) -> MixedMatrix | None:
+        """The head in 8 and 6 bits; None where it is held otherwise."""
+        matrix = self.checkpoint.matrix("head")
+        if not self.layout.mixed_head or is_exact4(matrix):
+            return None
+        return pack_mixed(matrix, self.checkpoint.vector("final_norm"))
+
+    def _embedding(self) -> str:
+        mixed = self._mixed_head
+        if mixed is None or not self.config.tied_head or mixed.outputs != self.config.vocab:
+            return super()._embedding()
+        order = self.graph.initializer("embedding.order", mixed.order)
+        factors = self.graph.initializer("embedding.factors", mixed.divided)
+        return self.graph.node(
+            "Embedding",
+            ["tokens", *weights(self.graph, "embedding", mixed), order, factors],
+            "embedding",
+            domain=DOMAIN,
+            bits=mixed.bits,
+            outputs=mixed.outputs,
+        )
 
     def _layers(self, residual: str, update: str, begin: Callable[[int], None]) -> tuple[str, str]:
         config = self.config
@@ -104,16 +128,14 @@ class FusedGraph(DecoderGraph):
         ]
 
     def _head(self, residual: str, update: str) -> None:
-        matrix, gain = self.checkpoint.matrix("head"), self.checkpoint.vector("final_norm")
-        packed: PackedMatrix | MixedMatrix | None = None
-        if self.layout.mixed_head and not is_exact4(matrix):
-            packed = pack_mixed(matrix, gain)
-        packed = packed or self._pack([matrix])
-        inputs = [residual, update, self.graph.initializer(f"{HIDDEN}.gain", gain)]
+        mixed = self._mixed_head
+        packed = mixed or self._pack([self.checkpoint.matrix("head")])
+        gain = self.graph.initializer(f"{HIDDEN}.gain", self.checkpoint.vector("final_norm"))
+        inputs = [residual, update, gain]
         inputs += [*weights(self.graph, "logits", packed), "first_logit_row"]
-        if isinstance(packed, MixedMatrix):
-            inputs.append(self.graph.initializer("logits.order", packed.order))
-            inputs.append(self.graph.initializer("logits.gain", packed.gain))
+        if mixed is not None:
+            inputs.append(self.graph.initializer("logits.order", mixed.order))
+            inputs.append(self.graph.initializer("logits.gain", mixed.gain))
         self.graph.nodes(
             "NormLinear",
             inputs,

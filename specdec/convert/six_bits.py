@@ -43,6 +43,8 @@ class MixedMatrix:
     """[inputs]: which input of the norm each of the matrix's is."""
     gain: FloatArray
     """[inputs], in the matrix's order: the norm's, with what the columns were divided by."""
+    divided: FloatArray
+    """[inputs], in the matrix's order: that alone."""
     outputs: int
     bits: int = 6
 
@@ -87,6 +89,7 @@ def pack_mixed(matrix: Matrix, gain: FloatArray) -> MixedMatrix | None:
         np.concatenate([eight.scales, scales], axis=1),
         order,
         gain,
+        divided,
         rows,
     )
 

@@ -150,11 +150,9 @@ def test_inspect_as_json(cli: Any, tiny_target: Path) -> None:
     assert model["name"] == "tiny"
     assert model["layout"] == ModelFolder.open(tiny_target).layout
     assert model["head"] == {"trimmed": False, "ids": 300}
-    eight = {"bits": 8.5, "kinds": [{"code_bits": 8, "scales": "halves"}]}
-    assert model["weights"]["embedding"] == eight
-    # Half of so narrow a head is wide blocks.
+    # Half of so narrow a head keeps its 8 bits.
     mixed = {"bits": 7.5, "kinds": [{"code_bits": 6, "scales": "halves"}]}
-    assert model["weights"]["head"] == mixed
+    assert model["weights"]["embedding"] == model["weights"]["head"] == mixed
     assert model["weights"]["layers"]["kinds"] == [{"code_bits": 4, "scales": "bytes"}]
     assert model["tokenizer"]["stop_tokens"]["<|im_end|>"] == 2
     assert model["threads"] == 1
@@ -192,9 +190,10 @@ def test_inspect_tells_bits_with_scales(
     head = packed["logits.codes"].nbytes + packed["logits.scales"].nbytes
     head_bits = 8 * head / (packed["logits.scales"].size * 32)
     assert described["head"]["bits"] == head_bits
-    assert f"embedding 8.5, layers {described['layers']['bits']:.4g}, head {head_bits:.4g}" in said
+    layers = f"{described['layers']['bits']:.4g}"
+    assert f"embedding {head_bits:.4g}, layers {layers}, head {head_bits:.4g}" in said
     if layout == "fused":
-        assert "head: 6, and 8 for the inputs that count most, bits, a scale of 16 bits" in said
+        assert "6 bits, 8 for the inputs that count most, a scale of 16 bits for each 32" in said
     else:
         assert "embedding and head: 8 bits, a scale of 16 bits for each 32 weights" in said
     assert words in said

@@ -243,9 +243,22 @@ class ReferenceGraph:
         return scale * total + bias, y
 
     def _Embedding(
-        self, node: Any, tokens: Array, codes: Array, scales: Array, *, bits: int, outputs: int
+        self,
+        node: Any,
+        tokens: Array,
+        codes: Array,
+        scales: Array,
+        order: Array | None = None,
+        factors: Array | None = None,
+        *,
+        bits: int,
+        outputs: int,
     ) -> Array:
         name = node.input[1]
+        if bits == 6:
+            mixed = unpack_mixed(codes, scales) * factors
+            self.weights[name] = np.zeros_like(mixed)
+            self.weights[name][:, order] = mixed
         if name not in self.weights:
             self.weights[name] = unpack(codes, scales, bits)
         found: Array = self.weights[name][:outputs][tokens]

@@ -94,7 +94,7 @@ def test_what_is_rounded_more_changes_little(
         for layout in ("fused-exact", "fused")
     )
     error = np.sqrt(np.mean((found - exact) ** 2)) / np.std(exact)
-    assert 0 < error < 0.03
+    assert 0 < error < 0.05
 
 
 @pytest.mark.parametrize("shape", [{"quant": "F16", "embedding_quant": "F32"}], ids=str)

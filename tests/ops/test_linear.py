@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     packed = random_matrix(5, 4, 40, 64)
     eight = random_matrix(5, 8, 40, 64)
     refusals: list[tuple[dict[str, object], str]] = [
-        ({"bits": 5}, r"Linear: bits is 5; it must be 4 or 8"),
+        ({"bits": 5}, r"Linear: bits is 5; it must be 4, 6 or 8"),
         ({"outputs": 0}, r"Linear: outputs is 0; it must be a positive"),
         ({"outputs": 60}, r"codes has shape \[3, 2, 256\]; 4 bits and 60 outputs need \[4, bl"),
         ({"bits": 8}, r"codes has shape \[3, 2, 256\]; 8 bits and 40 outputs need \[3, .*512\]"),

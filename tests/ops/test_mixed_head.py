@@ -181,12 +181,40 @@ def test_what_does_not_belong_together(change: dict[str, Array], message: str) -
         head.run(rows_of(2, 1, 160))
 
 
-@pytest.mark.parametrize("op", ["Linear", "Embedding"])
-def test_it_is_for_a_head_alone(op: str) -> None:
+def test_no_linear_takes_it() -> None:
     head = random_head(1)
-    inputs = {"Linear": "x", "Embedding": "tokens"}[op]
-    node = node_of(op, [inputs, "codes", "scales"], ["y"], bits=6, outputs=OUTPUTS)
-    shape = {"Linear": [1, "S", head.width], "Embedding": [1, "S"]}[op]
+    node = node_of("Linear", ["x", "codes", "scales"], ["y"], bits=6, outputs=OUTPUTS)
     constants = {"codes": head.codes, "scales": head.scales}
     with pytest.raises(Exception, match="6 bits are for the head that NormLinear computes"):
-        session_of([node], {inputs: shape}, ["y"], constants, {"tokens": TensorProto.INT64}, 1)
+        session_of([node], {"x": [1, "S", head.width]}, ["y"], constants, {}, 1)
+
+
+def look_up(head: Head, tokens: NDArray[np.int64]) -> Floats:
+    node = node_of(
+        "Embedding",
+        ["tokens", "codes", "scales", "order", "factors"],
+        ["y"],
+        bits=6,
+        outputs=OUTPUTS,
+    )
+    constants = {
+        "codes": head.codes,
+        "scales": head.scales,
+        "order": head.order,
+        "factors": head.ordered_gain,
+    }
+    types = {"tokens": TensorProto.INT64}
+    session = session_of([node], {"tokens": [1, "S"]}, ["y"], constants, types, 1)
+    found: Floats = session.run(None, {"tokens": tokens[None]})[0][0]
+    return found
+
+
+@pytest.mark.parametrize(("blocks", "wide"), [(2, 1), (5, 2), (3, 3), (3, 0)])
+def test_an_embedding_that_is_tied_to_it(blocks: int, wide: int) -> None:
+    head = random_head(4, blocks, wide)
+    expected = np.zeros((OUTPUTS, head.width))
+    expected[:, head.order] = unpack_mixed(head.codes, head.scales)[:OUTPUTS] * head.ordered_gain
+    tokens = np.random.default_rng(2).permutation(OUTPUTS)
+    np.testing.assert_allclose(look_up(head, tokens), expected[tokens], rtol=1e-6)
+    with pytest.raises(Exception, match=r"order\[1\] is 0; each input has to be there once"):
+        look_up(replace(head, order=np.zeros(head.width, np.int32)), tokens)
