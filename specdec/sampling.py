@@ -15,6 +15,7 @@ from specdec.errors import InvalidInputError
 
 _ANY = 2**63 - 1
 _EXTREME = 1e6  # far beyond any logit, and far from where single precision ends
+_SET_ON_GENERATOR = ("draft_length", "draft_width")
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ class SamplingParams:
         """These parameters with some replaced; an unknown name is an error, never ignored."""
         known = {entry.name for entry in fields(self)}
         for name in overrides:
+            if name in _SET_ON_GENERATOR:
+                raise InvalidInputError(
+                    f"{name} is no sampling parameter; set it on the Generator, which obeys from "
+                    f"the next round on: generator.{name} = {shown(overrides[name])}"
+                )
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known: {sorted(known)}"

@@ -58,6 +58,8 @@ def test_unknown_parameters_are_refused(generator: Generator) -> None:
         generator.stream(PROMPT, temprature=1)
     with pytest.raises(InvalidInputError, match="unknown sampling parameter 'zzz'"):
         generator.stream(PROMPT, zzz=1)
+    with pytest.raises(InvalidInputError, match=r"set it on the Generator.*draft_length = 4"):
+        generator.generate(PROMPT, draft_length=4)
     with pytest.raises(InvalidInputError, match="params is"):
         generator.stream(PROMPT, {"temperature": 1})  # type: ignore[arg-type]
 
