@@ -235,16 +235,6 @@ void product8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t pass
   }
 }
 
-template <int kRows>
-void product6(const TileAndGroup& at, float* sums) {
-  product8_and_6<kRows>(at, at.wide, 2, sums);
-}
-
-template <int kRows>
-void product8(const TileAndGroup& at, float* sums) {
-  product8_and_6<kRows>(at, at.blocks, 1, sums);
-}
-
 }  // namespace
 }  // namespace specdec::ops
 

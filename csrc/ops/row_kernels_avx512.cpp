@@ -221,16 +221,6 @@ template <int kRows>
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, total[r]);
 }
 
-template <int kRows>
-void product6(const TileAndGroup& at, float* sums) {
-  product8_and_6<kRows>(at, at.wide, 2, sums);
-}
-
-template <int kRows>
-void product8(const TileAndGroup& at, float* sums) {
-  product8_and_6<kRows>(at, at.blocks, 1, sums);
-}
-
 }  // namespace
 }  // namespace specdec::ops
 

@@ -1,10 +1,20 @@
 #pragma once
 
-// The table of row kernels, of a file that has product4<HalfScales, n>, product4<ByteScales, n>,
-// product6<n> and product8<n>.
+// The table of row kernels, of a file that has product4<HalfScales, n>, product4<ByteScales, n> and
+// product8_and_6<n>.
 
 namespace specdec::ops {
 namespace {
+
+template <int kRows>
+void product6(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.wide, 2, sums);
+}
+
+template <int kRows>
+void product8(const TileAndGroup& at, float* sums) {
+  product8_and_6<kRows>(at, at.blocks, 1, sums);
+}
 
 template <class BlockScales>
 constexpr TileProducts kProducts4 = {

@@ -35,6 +35,15 @@ float number(std::mt19937& random) {
   return static_cast<float>(word) * (random() % 16 == 0 ? 1e-7f : 1e-9f);
 }
 
+template <class T>
+void keep_bits(const std::vector<T>& values, std::vector<std::uint32_t>& bits) {
+  for (const T x : values) {
+    std::uint32_t word = 0;
+    std::memcpy(&word, &x, sizeof x);
+    bits.push_back(word);
+  }
+}
+
 // Rounded rows in memory of their own.
 struct OwnRows {
   OwnRows(std::int64_t count, std::int64_t blocks)
@@ -130,13 +139,7 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   const Rows rows{at.rows,  at.blocks,          rounded.data(),
                   s.data(), scaled_sums.data(), shifted_sums.data(), pair_sums.data()};
   std::vector<std::uint32_t> bits;
-  const auto keep = [&](const auto& vector) {
-    for (auto x : vector) {
-      std::uint32_t word = 0;
-      std::memcpy(&word, &x, sizeof x);
-      bits.push_back(word);
-    }
-  };
+  const auto keep = [&](const auto& vector) { keep_bits(vector, bits); };
   const auto for_pieces = [&](const auto& work) {
     for (std::int64_t group = 0; group < rows.groups(); ++group) {
       work(Piece{group, 0, 1});
@@ -221,18 +224,11 @@ std::vector<std::uint32_t> results_of_six(const RowKernels& kernels, std::int64_
   kernels.multiply(matrix, own.rows, 0, 1, kOutputs, y.data());
   kernels.multiply(matrix, own.rows, 1, 3, kOutputs, y.data());
   std::vector<std::uint32_t> bits;
-  const auto keep = [&](const auto& vector) {
-    for (auto x : vector) {
-      std::uint32_t word = 0;
-      std::memcpy(&word, &x, sizeof x);
-      bits.push_back(word);
-    }
-  };
-  keep(sum);
-  keep(normed);
-  keep(own.codes);
-  keep(own.s);
-  keep(y);
+  keep_bits(sum, bits);
+  keep_bits(normed, bits);
+  keep_bits(own.codes, bits);
+  keep_bits(own.s, bits);
+  keep_bits(y, bits);
   return bits;
 }
 
