@@ -80,7 +80,8 @@ def test_every_layout_drafts_nearly_the_same(
     tmp_path: Path, target_gguf: Path, layout: str
 ) -> None:
     source, drafter = convert_drafter(tmp_path, target_gguf, (0, 2, 5), layout)
-    exact = "fused" if LAYOUTS[layout].fused else "float32"  # of those with the same K/V
+    # Of those with the same K/V.
+    exact = "fused-exact" if LAYOUTS[layout].fused else "float32"
     pair = GraphPair(convert(target_gguf, tmp_path / "target", layout=exact), drafter)
     _, hidden = pair.target(TOKENS[:LENGTH], 0)
     states, cache = NumpyLlama(target_gguf).states(TOKENS[:LENGTH])
@@ -89,7 +90,7 @@ def test_every_layout_drafts_nearly_the_same(
     attached = NumpyAttached(source, target_gguf)
     expected = attached.draft(tokens, states[-1], cache)
     assert relative_error(found, expected) < 0.03
-    assert relative_error(logits, attached.head(expected)) < 0.03
+    assert relative_error(logits, attached.head(expected)) < 0.04
 
 
 def test_the_features_and_the_shared_columns_matter(tmp_path: Path, target_gguf: Path) -> None:

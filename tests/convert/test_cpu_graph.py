@@ -69,7 +69,7 @@ def test_logits_are_those_of_an_independent_forward_pass(
     np.testing.assert_allclose(prefill(reference, [24], 24), expected, atol=2e-3)
     chosen = runner_of(convert(source, tmp_path / "default"))
     error = prefill(chosen, [24], 24) - expected
-    assert np.sqrt(np.mean(error**2)) < 0.035 * np.std(expected)
+    assert np.sqrt(np.mean(error**2)) < 0.05 * np.std(expected)
 
 
 def test_a_step_reads_what_earlier_steps_wrote(folder: Path) -> None:
