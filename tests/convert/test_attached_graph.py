@@ -90,7 +90,8 @@ def test_every_layout_drafts_nearly_the_same(
     attached = NumpyAttached(source, target_gguf)
     expected = attached.draft(tokens, states[-1], cache)
     assert relative_error(found, expected) < 0.03
-    assert relative_error(logits, attached.head(expected)) < 0.04
+    mixed = LAYOUTS[layout].mixed_head
+    assert relative_error(logits, attached.head(expected)) < (0.04 if mixed else 0.03)
 
 
 def test_the_features_and_the_shared_columns_matter(tmp_path: Path, target_gguf: Path) -> None:

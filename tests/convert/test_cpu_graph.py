@@ -67,9 +67,11 @@ def test_logits_are_those_of_an_independent_forward_pass(
     expected = NumpyLlama(source).logits(TOKENS[:24])
     reference = runner_of(convert(source, tmp_path / "float32", layout="float32"))
     np.testing.assert_allclose(prefill(reference, [24], 24), expected, atol=2e-3)
-    chosen = runner_of(convert(source, tmp_path / "default"))
-    error = prefill(chosen, [24], 24) - expected
-    assert np.sqrt(np.mean(error**2)) < 0.05 * np.std(expected)
+    # In so narrow a model a head in 6 bits is most of what the default rounds.
+    for layout, most in (("fused-exact", 0.035), (DEFAULT_LAYOUT, 0.05)):
+        chosen = runner_of(convert(source, tmp_path / layout, layout=layout))
+        error = prefill(chosen, [24], 24) - expected
+        assert np.sqrt(np.mean(error**2)) < most * np.std(expected)
 
 
 def test_a_step_reads_what_earlier_steps_wrote(folder: Path) -> None:

@@ -17,16 +17,13 @@ import torch
 from specdec import Generator, Model, SamplingParams
 from specdec.convert.gguf_reader import GgufFile
 from specdec.distill import measure
-from specdec.distill.architecture import frequent_ids
 from specdec.distill.build import read_weights
-from specdec.distill.corpus import Corpus
 from specdec.distill.options import Options
 from specdec.distill.pipeline import distill
 from specdec.distill.progress import read_log
 from specdec.errors import InvalidInputError, ModelFolderError
 from specdec.model_folder import ModelFolder
-from tests.distill.runs import write_shard
-from tests.tiny_gguf import DEFAULT_VOCAB, write_tiny_gguf
+from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_huggingface import write_tiny_huggingface
 
 QUICK = Options(
@@ -275,31 +272,6 @@ def test_another_runs_weights_to_begin_with(
     else:
         assert after[0] == before[-1]
     assert after[0] != before[0]
-
-
-def test_a_drafter_to_begin_with_keeps_its_head(
-    target: Path, made: tuple[Path, list[str]], tmp_path: Path
-) -> None:
-    work = made[0].with_name("small.work")
-    write_shard(tmp_path / "text", "a", seed=3, conversations=60)
-    options = replace(
-        QUICK,
-        text=str(tmp_path / "text"),
-        text_tokens=None,
-        initial=str(work / "drafter.gguf"),
-        head=None,
-        tokens=1,
-        prompts_per_kind=0,
-    )
-    heads = []
-    for name, given in {"kept": options, "smaller": replace(options, head=150)}.items():
-        distill(str(target), tmp_path / name, given)
-        heads.append(np.load(tmp_path / f"{name}.work" / "head_ids.npy"))
-    assert np.array_equal(heads[0], np.load(work / "head_ids.npy"))
-    assert len(heads[1]) == 150
-    frequencies = Corpus.read(tmp_path / "text", ["a"]).frequencies(DEFAULT_VOCAB)
-    assert np.array_equal(heads[1], frequent_ids(frequencies, 150))
-    assert not set(heads[1]) <= set(heads[0])
 
 
 def test_a_drafter_for_an_npu(target: Path, made: tuple[Path, list[str]], tmp_path: Path) -> None:
