@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from specdec.session import register_operators
 
+_MOST_LAYERS = 32
+
 
 class GraphRunner:
     """One session and its key/value cache of ``capacity`` positions, filled with finite garbage."""
@@ -34,7 +36,7 @@ class GraphRunner:
         shapes = {value.name: value.shape for value in declared}
         types = {value.name: value.type for value in declared}
         self.head_size: int = self.session.get_outputs()[0].shape[2]
-        names = [name for name in shapes if name.startswith("past_")]
+        names = [name for name in shapes if name.startswith("past")]
         self.cache: dict[str, ort.OrtValue] = {}
         for name in names:
             self.cache[name] = new_cache(shapes[name], types[name], capacity, garbage)
@@ -78,21 +80,26 @@ class GraphRunner:
             binding.bind_ortvalue_input(name, value)
         for name, value in self.cache.items():
             binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(name.replace("past_", "present_"), value)
+            binding.bind_ortvalue_output(name.replace("past", "present"), value)
         binding.bind_ortvalue_output("logits", logits)
         self._bindings[key] = binding, inputs, logits
         return self._bindings[key]
 
 
 def new_cache(
-    shape: Sequence[int], element_type: str, capacity: int, garbage: float
+    shape: Sequence[int | str], element_type: str, capacity: int, garbage: float
 ) -> ort.OrtValue:
-    """Memory for ``past_…`` [1, kv_heads, capacity, head_dim]; of 16 bits in whole tiles of 32."""
+    """Memory for ``past…`` [..., kv_heads, capacity, head_dim] of one sequence.
+
+    Of 16 bits in whole tiles of 32 columns; of an attached drafter's graph with as many layers as
+    any target of ours has.
+    """
     halves = element_type == "tensor(float16)"
     columns = (capacity + 31) // 32 * 32 if halves else capacity
-    dtype = np.float16 if halves else np.float32
+    sizes = {"capacity": columns, "target_layers": _MOST_LAYERS}
+    whole = [sizes.get(size, 1) if isinstance(size, str) else size for size in shape]
     return ort.OrtValue.ortvalue_from_numpy(
-        np.full((1, shape[1], columns, shape[3]), garbage, dtype)
+        np.full(whole, garbage, np.float16 if halves else np.float32)
     )
 
 

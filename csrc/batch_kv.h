@@ -1,15 +1,12 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "aligned_buffer.h"
 #include "kv_cache.h"
 
 namespace specdec {
 
-// The keys and values of several sequences of one model. Columns that nobody wrote to cost no
-// memory.
+// The keys and values of several sequences of one model.
 class BatchKv {
  public:
   BatchKv(const InPlaceKvCache::Shape& shape, std::int32_t sequences);
@@ -19,15 +16,12 @@ class BatchKv {
 
   const InPlaceKvCache::Shape& shape() const { return shape_; }  // of one sequence
   std::int32_t sequences() const { return sequences_; }
-  // [sequences], each as in KvMemory
-  std::uint8_t* keys(std::int32_t layer) { return keys_[static_cast<std::size_t>(layer)].data(); }
-  std::uint8_t* values(std::int32_t layer) { return values_[static_cast<std::size_t>(layer)].data(); }
+  KvLayers& memory() { return memory_; }
 
  private:
   InPlaceKvCache::Shape shape_;
   std::int32_t sequences_;
-  std::vector<AlignedBuffer<std::uint8_t>> keys_;
-  std::vector<AlignedBuffer<std::uint8_t>> values_;
+  KvLayers memory_;
 };
 
 // One sequence's columns of a BatchKv: committing is counting.

@@ -81,33 +81,19 @@ py::dict model_buffers(BatchModel& model, py::handle owner) {
   return result;
 }
 
-// The K/V of a layer of all sequences, as those of the given layer of a graph.
-void add_layer(py::dict& buffers, std::size_t name, BatchKv& kv, std::int32_t layer,
-               py::handle owner) {
-  const auto& sizes = kv.shape();
-  const std::vector<py::ssize_t> shape{kv.sequences(), sizes.kv_heads, sizes.columns(),
-                                       sizes.head_dim};
-  const std::string index = std::to_string(name);
-  buffers[py::str("key." + index)] = view_kv(kv.keys(layer), sizes.halves, shape, owner);
-  buffers[py::str("value." + index)] = view_kv(kv.values(layer), sizes.halves, shape, owner);
-}
-
 py::dict sequence_buffers(const py::object& self) {
   auto& decoder = self.cast<SequenceDecoder&>();
   py::dict result = model_buffers(decoder.model(), self);
-  for (std::int32_t layer = 0; layer < decoder.kv().shape().layers; ++layer) {
-    add_layer(result, static_cast<std::size_t>(layer), decoder.kv(), layer, self);
-  }
+  BatchKv& kv = decoder.kv();
+  add_kv(result, kv.memory(), kv.shape(), kv.sequences(), every_layer(kv.shape()), self);
   return result;
 }
 
 py::dict attached_sequence_buffers(const py::object& self) {
   auto& decoder = self.cast<AttachedSequenceDecoder&>();
   py::dict result = model_buffers(decoder.model(), self);
-  const auto& layers = decoder.target_layers();
-  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-    add_layer(result, layer, decoder.target().kv(), layers[layer], self);
-  }
+  BatchKv& kv = decoder.target().kv();
+  add_kv(result, kv.memory(), kv.shape(), kv.sequences(), decoder.target_layers(), self);
   return result;
 }
 

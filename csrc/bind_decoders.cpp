@@ -73,16 +73,6 @@ py::object hidden_of(const py::object& self, std::int32_t position) {
   return py::array_t<float>(decoder.hidden_size(), row);  // a copy
 }
 
-// The K/V of a layer of `cache`, as those of the given layer of a graph.
-void add_layer(py::dict& buffers, std::int32_t name, InPlaceKvCache& cache, std::int32_t layer,
-               py::handle owner) {
-  const auto& sizes = cache.shape();
-  const std::vector<py::ssize_t> shape{1, sizes.kv_heads, sizes.columns(), sizes.head_dim};
-  const std::string index = std::to_string(name);
-  buffers[py::str("key." + index)] = view_kv(cache.keys(layer), sizes.halves, shape, owner);
-  buffers[py::str("value." + index)] = view_kv(cache.values(layer), sizes.halves, shape, owner);
-}
-
 py::dict in_place_buffers(const py::object& self) {
   auto& decoder = self.cast<InPlaceDecoder&>();
   const auto& options = decoder.options();
@@ -99,9 +89,7 @@ py::dict in_place_buffers(const py::object& self) {
     result["hidden"] =
         view(decoder.hidden_rows().data(), {options.max_width, decoder.hidden_size()}, self);
   }
-  for (std::int32_t layer = 0; layer < cache.layers; ++layer) {
-    add_layer(result, layer, decoder.cache(), layer, self);
-  }
+  add_kv(result, decoder.cache().memory(), cache, 1, every_layer(cache), self);
   return result;
 }
 
@@ -129,11 +117,8 @@ py::dict attached_buffers(const py::object& self) {
   result["logits"] = view(decoder.logits().data(), {1, decoder.options().head_size}, self);
   result["features"] = view(decoder.features().data(), {1, hidden}, self);
   result["hidden"] = view(decoder.hidden().data(), {1, hidden}, self);
-  const auto& layers = decoder.target_layers();
-  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-    add_layer(result, static_cast<std::int32_t>(layer), decoder.target().cache(), layers[layer],
-              self);
-  }
+  InPlaceKvCache& cache = decoder.target().cache();
+  add_kv(result, cache.memory(), cache.shape(), 1, decoder.target_layers(), self);
   return result;
 }
 

@@ -7,11 +7,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <numeric>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "decoder.h"
 #include "error.h"
+#include "kv_cache.h"
 
 namespace specdec {
 
@@ -43,6 +46,31 @@ py::array view(T* data, std::vector<py::ssize_t> shape, py::handle owner) {
 inline py::array view_kv(std::uint8_t* data, bool halves, std::vector<py::ssize_t> shape,
                          py::handle owner) {
   return py::array(py::dtype(halves ? "float16" : "float32"), std::move(shape), data, owner);
+}
+
+// Adds the keys and values of layers as those of a graph's layers 0, 1, …, and halves as one tensor
+// of all the cache's layers too.
+inline void add_kv(py::dict& buffers, KvLayers& memory, const KvMemory& sizes,
+                   std::int32_t sequences, const std::vector<std::int32_t>& layers,
+                   py::handle owner) {
+  const std::vector<py::ssize_t> shape{sequences, sizes.kv_heads, sizes.columns(), sizes.head_dim};
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::string index = std::to_string(i);
+    buffers[py::str("key." + index)] =
+        view_kv(memory.keys(layers[i]), sizes.halves, shape, owner);
+    buffers[py::str("value." + index)] =
+        view_kv(memory.values(layers[i]), sizes.halves, shape, owner);
+  }
+  if (!sizes.halves) return;
+  std::vector<py::ssize_t> whole{sizes.layers, 2};
+  whole.insert(whole.end(), shape.begin(), shape.end());
+  buffers["past"] = view_kv(memory.data(), true, std::move(whole), owner);
+}
+
+inline std::vector<std::int32_t> every_layer(const KvMemory& sizes) {
+  std::vector<std::int32_t> layers(static_cast<std::size_t>(sizes.layers));
+  std::iota(layers.begin(), layers.end(), 0);
+  return layers;
 }
 
 // The Python class of the core's errors.

@@ -40,13 +40,16 @@ void KvMemory::move(std::uint8_t* keys, std::uint8_t* values, std::int32_t from,
   }
 }
 
-InPlaceKvCache::InPlaceKvCache(const Shape& shape) : KvCache(shape.capacity), shape_(shape) {
+KvLayers::KvLayers(const KvMemory& shape, std::int32_t sequences) {
   shape.check();
-  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    keys_.emplace_back(shape.bytes());
-    values_.emplace_back(shape.bytes());
-  }
+  constexpr std::size_t kLine = 64;
+  const std::size_t bytes = shape.bytes() * static_cast<std::size_t>(sequences);
+  part_bytes_ = (bytes + kLine - 1) / kLine * kLine;
+  memory_ = AlignedBuffer<std::uint8_t>(2 * static_cast<std::size_t>(shape.layers) * part_bytes_);
 }
+
+InPlaceKvCache::InPlaceKvCache(const Shape& shape)
+    : KvCache(shape.capacity), shape_(shape), memory_(shape, 1) {}
 
 void InPlaceKvCache::begin(std::int32_t width) { require_room(width); }
 
@@ -55,7 +58,7 @@ void InPlaceKvCache::commit(std::int32_t columns) { length_ += columns; }
 void InPlaceKvCache::move(std::int32_t from, std::int32_t to) {
   if (from == to) return;
   for (std::int32_t layer = 0; layer < shape_.layers; ++layer) {
-    shape_.move(keys(layer), values(layer), from, to);
+    shape_.move(memory_.keys(layer), memory_.values(layer), from, to);
   }
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "aligned_buffer.h"
 
@@ -58,6 +58,24 @@ struct KvMemory {
   void move(std::uint8_t* keys, std::uint8_t* values, std::int32_t from, std::int32_t to) const;
 };
 
+// The memory itself, [layers, 2, sequences, ...]: of each layer the keys, then the values. In one piece,
+// so that a graph takes it as one tensor; columns that nobody wrote to cost no memory.
+class KvLayers {
+ public:
+  KvLayers(const KvMemory& shape, std::int32_t sequences);  // check()ed
+
+  std::uint8_t* data() { return memory_.data(); }
+  // [sequences], each as in KvMemory
+  std::uint8_t* keys(std::int32_t layer) { return part(2 * static_cast<std::size_t>(layer)); }
+  std::uint8_t* values(std::int32_t layer) { return part(2 * static_cast<std::size_t>(layer) + 1); }
+
+ private:
+  std::uint8_t* part(std::size_t i) { return memory_.data() + i * part_bytes_; }
+
+  std::size_t part_bytes_;  // of floats up to a whole line of the nearest cache; halves fill theirs
+  AlignedBuffer<std::uint8_t> memory_;
+};
+
 // For graphs that write the new columns into the past's own memory at `length`: committing is
 // counting, and a rejected column is overwritten by the next step.
 class InPlaceKvCache final : public KvCache {
@@ -72,13 +90,11 @@ class InPlaceKvCache final : public KvCache {
   void move(std::int32_t from, std::int32_t to);
 
   const Shape& shape() const { return shape_; }
-  std::uint8_t* keys(std::int32_t layer) { return keys_[layer].data(); }  // as in KvMemory
-  std::uint8_t* values(std::int32_t layer) { return values_[layer].data(); }
+  KvLayers& memory() { return memory_; }
 
  private:
   Shape shape_;
-  std::vector<AlignedBuffer<std::uint8_t>> keys_;
-  std::vector<AlignedBuffer<std::uint8_t>> values_;
+  KvLayers memory_;
 };
 
 }  // namespace specdec

@@ -103,7 +103,7 @@ def resolve(name_or_folder: str | os.PathLike[str], *, progress: Progress | None
         return _brought_by_user(recipe, recipe.source)
     # The whole content is checked when the folder is opened; here it is enough to know the model.
     model = _open_made_from(recipe, destination, verify=False)
-    if model is not None and model.graph_version >= HIDDEN_SINCE:
+    if model is not None and model.graph_version >= HIDDEN_SINCE and not model.is_outdated:
         return destination
     return pull(name, progress=progress or _StageLines(name))
 

@@ -43,6 +43,11 @@ class Model:
         check_backend(backend, threads)
         if qnn is not None:
             _check_options(qnn)
+        if folder.is_outdated:
+            raise ModelFolderError(
+                f"{folder.path}: an earlier version of specdec wrote its graph, which this one "
+                "cannot run; convert its checkpoint again"
+            )
         self.folder = folder
         if folder.role != "drafter":  # of which only an app that writes with it needs it
             _ = self.tokenizer

@@ -81,7 +81,7 @@ class Session:
         outputs = {value.name for value in self._session.get_outputs()}
         self.gives_hidden = "hidden" in outputs
         """Whether the graph gives hidden states; those of earlier versions do not."""
-        self.half_kv = inputs.get("past_key.0") == "tensor(float16)"
+        self.half_kv = "past" in inputs
         """Whether keys and values are 16-bit floats, else they are 32-bit ones."""
         self.takes_rows = "rows" in self._inputs
         """Whether a step says of each row where it stands.
@@ -275,11 +275,15 @@ class _Runner:
             bind_input("features", "features", rows)
         if "hidden" in self._buffers:
             bind_output("hidden", "hidden", rows)
-        for layer in range(self._config.layers):
-            for kind in ("key", "value"):
-                # The same memory: the graph writes the new columns in place.
-                bind_input(f"past_{kind}.{layer}", f"{kind}.{layer}")
-                bind_output(f"present_{kind}.{layer}", f"{kind}.{layer}")
+        # The same memory: the graph writes the new columns in place.
+        if "past" in self._inputs:
+            bind_input("past", "past")
+            bind_output("present", "past")
+        else:
+            for layer in range(self._config.layers):
+                for kind in ("key", "value"):
+                    bind_input(f"past_{kind}.{layer}", f"{kind}.{layer}")
+                    bind_output(f"present_{kind}.{layer}", f"{kind}.{layer}")
         return partial(self._session.run_with_iobinding, binding)
 
 

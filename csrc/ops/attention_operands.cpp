@@ -66,7 +66,8 @@ AttentionShape attention_shape(std::int64_t width, std::int64_t heads, std::int6
 
 std::uint16_t* take_over(const std::uint16_t* past, std::uint16_t* present, const Shape& cache) {
   if (past != present && present != nullptr) {
-    const std::int64_t size = cache[0] * cache[1] * cache[2] * cache[3];
+    std::int64_t size = 1;
+    for (std::size_t i = 0; i < cache.rank(); ++i) size *= cache[i];
     std::memcpy(present, past, sizeof *past * static_cast<std::size_t>(size));
   }
   return present;

@@ -14,14 +14,22 @@
 namespace specdec::ops {
 namespace {
 
-enum Input : std::size_t { kResidual, kUpdate, kRows, kCosine, kSine, kFeatures, kFirstOfLayers };
-enum Output : std::size_t { kNewResidual, kNewUpdate, kFirstPresent };
+enum Input : std::size_t {
+  kResidual,
+  kUpdate,
+  kRows,
+  kCosine,
+  kSine,
+  kFeatures,
+  kPast,
+  kCacheLayers,
+  kFirstOfLayers,
+};
+enum Output : std::size_t { kNewResidual, kNewUpdate, kPresent };
 
 // The inputs of a layer, behind those of the layers before it, and of the bridge that leads to it. A
 // matrix is two inputs.
 enum LayerInput : std::size_t {
-  kPastKey,
-  kPastValue,
   kAttentionGain,
   kQkv,
   kAttentionOutput = kQkv + 2,
@@ -57,12 +65,12 @@ class DecoderLayers final : public Kernel {
     std::size_t first = kFirstOfLayers;
     for (std::int64_t i = 0; i < count; ++i) {
       const bool bridged = i < 63 && (bridges >> i & 1) != 0;
-      first_.push_back(first);
       layers_.push_back(read(node, first));
       if (bridged) layers_.back().bridge = read_bridge(node, first);
       first += bridged ? kBridgedInputs : kLayerInputs;
       bridged_ = bridged_ || bridged;
     }
+    read_cache_layers(node);
 
     std::size_t bytes = 0;
     for (LayerWeights& layer : layers_) {
@@ -88,7 +96,9 @@ class DecoderLayers final : public Kernel {
       require(update.shape(), shape, "update");
       tensors.update = update.data<float>();
     }
-    const AttentionShape attention = attention_of(call, shape[1]);
+    const Tensor past = call.input(kPast);
+    const Shape cache = past.shape();
+    const AttentionShape attention = attention_of(call, past, cache, shape[1]);
     tensors.rows = call.input_data<std::int32_t>(kRows);
     tensors.cosine = call.input_data<float>(kCosine);
     tensors.sine = call.input_data<float>(kSine);
@@ -104,11 +114,7 @@ class DecoderLayers final : public Kernel {
     // By thread and not by kernel: sessions may be run from several threads, layers run in turn.
     static thread_local Scratch scratch;
     Scratch& mine = scratch;
-    mine.caches.clear();
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      mine.caches.push_back(
-          {cache(call, i, kPastKey, attention), cache(call, i, kPastValue, attention)});
-    }
+    take_caches(call, past, cache, mine.caches);
     if (attention.rows == 0) return;
     if (tensors.new_residual == nullptr || tensors.new_update == nullptr) {
       refuse("all outputs must be used");
@@ -191,28 +197,47 @@ class DecoderLayers final : public Kernel {
     return packed.of(node);
   }
 
-  AttentionShape attention_of(const Call& call, std::int64_t rows) const {
-    const Shape cache = call.input(kFirstOfLayers + kPastKey).shape();
-    const AttentionShape shape =
-        attention_shape(rows, heads_, kv_heads_, cache, call.input(kRows).shape(),
-                        call.input(kCosine).shape(), call.input(kSine).shape());
-    require(cache, {cache[0], kv_heads_, cache[2], shape_.mixed / heads_}, "past_key");
-    return shape;
+  // The layer of the cache that each layer reads and writes; its own where the node says nothing.
+  void read_cache_layers(const Node& node) {
+    const auto count = static_cast<std::int64_t>(layers_.size());
+    for (std::int64_t i = 0; i < count; ++i) cache_layers_.push_back(i);
+    if (!node.has_constant(kCacheLayers)) return;
+    const Tensor tensor = node.constant(kCacheLayers, "cache_layers");
+    require(tensor.shape(), {count}, "cache_layers");
+    const auto* const given = tensor.data<std::int32_t>();
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (given[i] < 0) refuse("cache_layers has " + std::to_string(given[i]));
+      cache_layers_[static_cast<std::size_t>(i)] = given[i];
+    }
   }
 
-  // The memory that a cache is read from and written to.
-  std::uint16_t* cache(const Call& call, std::size_t layer, LayerInput which,
-                       const AttentionShape& shape) const {
-    const Tensor past = call.input(first_[layer] + which);
-    if (past.type() != ElementType::float16) {
-      refuse("past_key and past_value must be 16-bit floats");
+  AttentionShape attention_of(const Call& call, const Tensor& past, const Shape& cache,
+                              std::int64_t rows) const {
+    if (past.type() != ElementType::float16) refuse("past must be of 16-bit floats");
+    const std::int64_t needed = 1 + *std::max_element(cache_layers_.begin(), cache_layers_.end());
+    if (cache.rank() != 6 || cache[0] < needed || cache[1] != 2 || cache[3] != kv_heads_ ||
+        cache[5] != shape_.mixed / heads_) {
+      refuse("past is " + cache.text() + ", not [" + std::to_string(needed) +
+             " or more layers, 2, sequences, " + std::to_string(kv_heads_) +
+             " K/V heads, capacity, head_dim " + std::to_string(shape_.mixed / heads_) + "]");
     }
-    const Shape expected{shape.sequences, shape.kv_heads, shape.capacity, shape.head_dim};
-    require(past.shape(), expected, which == kPastKey ? "past_key" : "past_value");
-    std::uint16_t* const present = call.output<std::uint16_t>(
-        kFirstPresent + 2 * layer + (which == kPastKey ? 0 : 1), expected);
+    return attention_shape(rows, heads_, kv_heads_, {cache[2], cache[3], cache[4], cache[5]},
+                           call.input(kRows).shape(), call.input(kCosine).shape(),
+                           call.input(kSine).shape());
+  }
+
+  // The memory that the layers' caches are read from and written to.
+  void take_caches(const Call& call, const Tensor& past, const Shape& shape,
+                   std::vector<LayerCache>& caches) const {
+    auto* const present = call.output<std::uint16_t>(kPresent, shape);
     if (present == nullptr) refuse("all outputs must be used");
-    return take_over(past.data<std::uint16_t>(), present, expected);
+    std::uint16_t* const memory = take_over(past.data<std::uint16_t>(), present, shape);
+    const std::int64_t half = shape[2] * shape[3] * shape[4] * shape[5];
+    caches.clear();
+    for (const std::int64_t layer : cache_layers_) {
+      std::uint16_t* const key = memory + 2 * layer * half;
+      caches.push_back({key, key + half});
+    }
   }
 
   const std::int64_t heads_;
@@ -222,7 +247,7 @@ class DecoderLayers final : public Kernel {
   const AttentionKernels attention_kernels_;
   LayersShape shape_{};
   std::vector<LayerWeights> layers_;
-  std::vector<std::size_t> first_;  // of each layer's inputs
+  std::vector<std::int64_t> cache_layers_;
   bool bridged_ = false;
   std::unique_ptr<WeightMemory> memory_;
 };
@@ -237,10 +262,12 @@ Declaration decoder_layers() {
            {"cosine", ElementType::float32},
            {"sine", ElementType::float32},
            {"features", ElementType::float32, Presence::optional},
+           {"past", ElementType::float16},
+           {"cache_layers", ElementType::int32, Presence::optional},
            {"layers", ElementType::any, Presence::variadic}},
           {{"new_residual", ElementType::float32},
            {"new_update", ElementType::float32},
-           {"present", ElementType::float16, Presence::variadic}},
+           {"present", ElementType::float16}},
           [](const Node& node) -> std::unique_ptr<Kernel> {
             return std::make_unique<DecoderLayers>(node);
           }};

@@ -134,6 +134,14 @@ Tensor Node::constant(std::size_t i, const char* name) const {
   return {api_, value};
 }
 
+bool Node::has_constant(std::size_t i) const {
+  int constant = 0;
+  const OrtValue* value = nullptr;
+  OrtStatus* status = abi::KernelInfoGetConstantInput::of(api_)(info_, i, &constant, &value);
+  if (status != nullptr) abi::ReleaseStatus::of(api_)(status);
+  return status == nullptr && constant != 0 && value != nullptr;
+}
+
 bool Call::has_input(std::size_t i) const {
   std::size_t count = 0;
   check(api_, abi::KernelContextGetInputCount::of(api_)(context_, &count), "no inputs");

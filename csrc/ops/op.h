@@ -41,7 +41,7 @@ struct Operand {
 
 class Shape {
  public:
-  static constexpr std::size_t kMaxRank = 4;
+  static constexpr std::size_t kMaxRank = 6;
 
   Shape() = default;
   Shape(std::initializer_list<std::int64_t> dims);
@@ -90,6 +90,7 @@ class Node {
 
   // Input i, which must be an initializer: `name` is for the message.
   Tensor constant(std::size_t i, const char* name) const;
+  bool has_constant(std::size_t i) const;  // false for an optional input that is absent
 
  private:
   const OrtApi* api_;

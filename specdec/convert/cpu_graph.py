@@ -8,13 +8,15 @@ int32 [], past + S; ``first_logit_row`` int64 [1]; ``past_key.{i}`` and ``past_v
 
 A fused layout's graph takes, in place of the two lengths, ``rows`` int32 [4, S]: of each token the
 sequence, the sequence's committed length, the column that the token's K/V are written to, and the
-row before it on its path in this step (-1: the last committed column). Its caches are float16 and
-hold any number of sequences. Its operators are in the core's library, ``specdec._core``.
+row before it on its path in this step (-1: the last committed column). Its K/V of any number of
+sequences are one input, ``past`` float16 [layers, 2, sequences, kv_heads, capacity, head_dim], of
+each layer the keys, in tiles of 32 columns, and the values; and one output, ``present``. Its
+operators are in the core's library, ``specdec._core``.
 
 An attached drafter has one more input, ``features`` float32 [1, S, hidden]: for each token the
 ``hidden`` of the position before it, the target's or, of a token that the drafter proposed itself,
 the drafter's. Its ``past_key.{i}`` and ``past_value.{i}`` are the target's of layer
-``target_layers[i]``.
+``target_layers[i]``; a fused layout's ``past`` is the target's.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from specdec.convert.layouts import Layout
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-GRAPH_VERSION = 7  # raise it with every change of what is written: pulled models are then rebuilt
+GRAPH_VERSION = 8  # raise it with every change of what is written: pulled models are then rebuilt
 
 
 def write_cpu_graph(

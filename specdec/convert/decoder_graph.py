@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -22,12 +21,6 @@ Progress = Callable[[float], None]
 
 class DecoderGraph:
     """Adds the network to ``graph``, layer by layer; ``FusedGraph`` has them in one node."""
-
-    sequences: int | str = 1
-    """How many sequences the cache holds."""
-
-    kv_type: type[np.floating[Any]] = np.float32
-    """Of the elements of the cache."""
 
     def __init__(self, checkpoint: Checkpoint, layout: Layout, graph: Graph) -> None:
         self.checkpoint = checkpoint
@@ -59,11 +52,7 @@ class DecoderGraph:
         graph.output(HIDDEN, np.float32, [1, "S", config.hidden])
         if config.target_layers is not None:
             graph.input("features", np.float32, [1, "S", config.hidden])
-        cache = [self.sequences, config.kv_heads, "capacity", config.head_dim]
-        for layer in range(config.layers):
-            for part in ("key", "value"):
-                graph.input(f"past_{part}.{layer}", self.kv_type, cache)
-                graph.output(f"present_{part}.{layer}", self.kv_type, cache)
+        self._declare_cache()
         cosine, sine = rotary_tables(self.checkpoint)
         graph.initializer("rotary.cosine", cosine)
         graph.initializer("rotary.sine", sine)
@@ -71,6 +60,13 @@ class DecoderGraph:
     def _declare_positions(self) -> None:
         self.graph.input("seqlens_k", np.int32, [1])
         self.graph.input("total_length", np.int32, [])
+
+    def _declare_cache(self) -> None:
+        cache: list[int | str] = [1, self.config.kv_heads, "capacity", self.config.head_dim]
+        for layer in range(self.config.layers):
+            for part in ("key", "value"):
+                self.graph.input(f"past_{part}.{layer}", np.float32, cache)
+                self.graph.output(f"present_{part}.{layer}", np.float32, cache)
 
     def _embedding(self) -> str:
         """The residual stream's first value."""

@@ -25,13 +25,18 @@ Pack: TypeAlias = Callable[[list[Matrix]], PackedMatrix]
 
 
 class FusedGraph(DecoderGraph):
-    """The caches hold any number of sequences: ``rows`` says which one a token belongs to."""
-
-    sequences = "sequences"
-    kv_type = np.float16
+    """The cache holds any number of sequences: ``rows`` says which one a token belongs to."""
 
     def _declare_positions(self) -> None:
         self.graph.input("rows", np.int32, [4, "S"])
+
+    def _declare_cache(self) -> None:
+        """All layers' as one tensor: the runtime handles each of its inputs anew in every step."""
+        config = self.config
+        layers = config.layers if config.target_layers is None else "target_layers"
+        cache = [layers, 2, "sequences", config.kv_heads, "capacity", config.head_dim]
+        self.graph.input("past", np.float16, cache)
+        self.graph.output("present", np.float16, cache)
 
     @cached_property
     def _mixed_head(self) -> MixedMatrix | None:
@@ -65,13 +70,16 @@ class FusedGraph(DecoderGraph):
                 f"bridges up to layer {_LAST_BRIDGE}: choose another --layout"
             )
         inputs = [residual, update, "rows", "rotary.cosine", "rotary.sine"]
-        inputs.append("features" if bridges else "")
-        outputs = ["layers.residual", "layers.update"]
+        inputs += ["features" if bridges else "", "past"]
+        shared = config.target_layers
+        inputs.append(
+            "" if shared is None else self.graph.initializer("layers.cache", np.int32(shared))
+        )
+        outputs = ["layers.residual", "layers.update", "present"]
         for layer in range(config.layers):
             begin(layer)
-            inputs += [f"past_key.{layer}", f"past_value.{layer}", *self._weights(layer)]
+            inputs += self._weights(layer)
             inputs += self._bridge_weights(layer) if layer in bridges else []
-            outputs += [f"present_key.{layer}", f"present_value.{layer}"]
         self.graph.nodes(
             "DecoderLayers",
             inputs,

@@ -28,9 +28,9 @@ class GraphPair:
         self._drafter = session(drafter / "model.onnx")
         config = ModelFolder.open(target).config
         self.cache = {
-            value.name.removeprefix("past_"): new_cache(value.shape, value.type, capacity, garbage)
+            value.name.removeprefix("past"): new_cache(value.shape, value.type, capacity, garbage)
             for value in self._target.get_inputs()
-            if value.name.startswith("past_")
+            if value.name.startswith("past")
         }
         self._layers = range(config.layers)
 
@@ -61,11 +61,15 @@ class GraphPair:
         declared = {value.name for value in model.get_inputs()}
         for name in inputs.keys() & declared:
             binding.bind_cpu_input(name, inputs[name])
-        for index, layer in enumerate(layers):
-            for part in ("key", "value"):
-                buffer = self.cache[f"{part}.{layer}"]
-                binding.bind_ortvalue_input(f"past_{part}.{index}", buffer)
-                binding.bind_ortvalue_output(f"present_{part}.{index}", buffer)
+        caches = {
+            f"_{part}.{index}": self.cache[f"_{part}.{layer}"]
+            for index, layer in enumerate(layers)
+            for part in ("key", "value")
+            if "past" not in declared
+        }
+        for name, buffer in (caches or self.cache).items():
+            binding.bind_ortvalue_input(f"past{name}", buffer)
+            binding.bind_ortvalue_output(f"present{name}", buffer)
         sizes = {output.name: output.shape[-1] for output in model.get_outputs()}
         results = {
             name: np.zeros((1, len(tokens), sizes.get(name, 1)), np.float32)

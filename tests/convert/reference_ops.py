@@ -95,19 +95,19 @@ class ReferenceGraph:
         rounded: bool,
         sequences: int = 1,
         garbage: float = 9.5,
-        cache: dict[str, Array] | None = None,
+        cache: Array | None = None,
     ) -> None:
         graph = onnx.load(folder / "model.onnx").graph
         self.nodes = graph.node
         self.rounded = rounded
         self.constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-        self.cache = cache if cache is not None else {}
         self.weights: dict[str, Array] = {}
-        for value in graph.input:
-            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            if value.name.startswith("past_") and cache is None:
-                size, dtype = (sequences, shape[1], capacity, shape[3]), KV_TYPES[rounded]
-                self.cache[value.name] = np.full(size, garbage, dtype)
+        if cache is None:
+            (past,) = (value for value in graph.input if value.name == "past")
+            shape = [dim.dim_value for dim in past.type.tensor_type.shape.dim]
+            size = (shape[0], 2, sequences, shape[3], capacity, shape[5])
+            cache = np.full(size, garbage, KV_TYPES[rounded])
+        self.cache: Array = cache  # keys as they are, not in tiles
 
     def step(
         self, tokens: list[int], rows: Array, first_row: int = 0, features: Array | None = None
@@ -115,7 +115,7 @@ class ReferenceGraph:
         """Logits [S - first_row, head_size] and hidden states [S, hidden]; writes K/V."""
         values: dict[str, Any] = {
             **self.constants,
-            **self.cache,
+            "past": self.cache,
             "": None,
             "tokens": np.array([tokens]),
             "rows": rows,
@@ -149,6 +149,8 @@ class ReferenceGraph:
         cosine: Array,
         sine: Array,
         features: Array | None,
+        past: Array,
+        cache_layers: Array | None,
         *inputs: Array,
         layers: int,
         bridges: int,
@@ -156,38 +158,36 @@ class ReferenceGraph:
         kv_heads: int,
         epsilon: float,
     ) -> tuple[Array, ...]:
-        names = node.input[6:]
-        caches: list[Array] = []
+        names = node.input[8:]
         first = 0
         for number in range(layers):
             bridged = bridges >> number & 1
-            layer = inputs[first : first + 12]
+            layer = inputs[first : first + 10]
             if bridged:
                 assert features is not None
-                name = names[first + 14]
-                weights = inputs[first + 12 : first + 16]
+                name = names[first + 12]
+                weights = inputs[first + 10 : first + 14]
                 residual, update = self._bridge(
                     name, residual, update, features, *weights, epsilon=epsilon
                 )
-            keys, values = layer[:2]
-            hidden, dim = len(layer[2]), keys.shape[-1]
+            keys, values = past[number if cache_layers is None else cache_layers[number]]
+            hidden, dim = len(layer[0]), keys.shape[-1]
             total, update = residual if update is None else residual + update, None
 
             def linear(x: Array, index: int, outputs: int, first: int = first) -> Array:
                 at = first + index
                 return self._linear(x, names[at], inputs[at], inputs[at + 1], outputs)
 
-            qkv = linear(_norm(total, layer[2], epsilon), 3, (heads + 2 * kv_heads) * dim)
+            qkv = linear(_norm(total, layer[0], epsilon), 1, (heads + 2 * kv_heads) * dim)
             mixed = _attention(qkv, keys, values, rows, cosine, sine, heads, kv_heads)
-            residual = total + linear(mixed, 5, hidden)
-            both = linear(_norm(residual, layer[7], epsilon), 8, 16 * len(layer[8]))
+            residual = total + linear(mixed, 3, hidden)
+            both = linear(_norm(residual, layer[5], epsilon), 6, 16 * len(layer[6]))
             gate, up = np.moveaxis(both.reshape(*both.shape[:-1], -1, 2, TILE), -2, 0)
             gated = (gate / (1 + np.exp(-gate)) * up).reshape(*both.shape[:-1], -1)
-            update = linear(gated[..., : BLOCK * layer[10].shape[1]], 10, hidden)
-            caches += [keys, values]
-            first += 16 if bridged else 12
+            update = linear(gated[..., : BLOCK * layer[8].shape[1]], 8, hidden)
+            first += 14 if bridged else 10
         assert update is not None
-        return residual, update, *caches
+        return residual, update, past
 
     def _NormLinear(
         self,

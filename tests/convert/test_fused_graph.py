@@ -127,12 +127,7 @@ def test_an_attached_drafter_is_its_definition(tmp_path: Path, layers: tuple[int
     folder = convert(source, tmp_path / "drafter", target_source=target_gguf, layout="fused-exact")
     assert ModelFolder.open(folder).layout == "fused-exact"
     feature = prefill(target, [20])[1][-1]
-    shared = {
-        f"past_{part}.{index}": target.cache[f"past_{part}.{layer}"]
-        for index, layer in enumerate(layers)
-        for part in ("key", "value")
-    }
-    drafter = ReferenceGraph(folder, CAPACITY, rounded=False, cache=shared)
+    drafter = ReferenceGraph(folder, CAPACITY, rounded=False, cache=target.cache)
     states, cache = NumpyLlama(target_gguf).states(TOKENS[:20])
     attached = NumpyAttached(source, target_gguf)
     expected = attached.draft(TOKENS[20:23], states[-1], cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -104,6 +105,13 @@ def test_a_damaged_folder(folder: Path, name: str, how: str) -> None:
     else:
         file.write_bytes(data[: len(data) // 2])
     error_of(ModelFolderError, lambda: Model.load(folder), str(file), "pull or convert it again")
+
+
+def test_a_folder_of_an_earlier_version(folder: Path) -> None:
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest["graph"]["version"] = 7
+    (folder / "model.json").write_text(json.dumps(manifest))
+    error_of(ModelFolderError, lambda: Model.load(folder), str(folder), "convert its checkpoint")
 
 
 def test_a_folder_without_a_manifest(folder: Path) -> None:

@@ -54,8 +54,8 @@ def test_a_step_that_the_runtime_refuses(target: Model, monkeypatch: pytest.Monk
 
     def attach(self: Any, decoder: Any) -> None:
         original(self, decoder)
-        dtype, shape, address = self._buffers["key.1"]
-        self._buffers["key.1"] = dtype, [*shape[:3], shape[3] // 2], address
+        dtype, shape, address = self._buffers["past"]
+        self._buffers["past"] = dtype, [*shape[:-1], shape[-1] // 2], address
 
     with monkeypatch.context() as patch:
         patch.setattr(specdec.session._Runner, "attach", attach)

@@ -105,11 +105,12 @@ def test_a_folder_of_an_older_graph_writer_is_rebuilt(
     assert ModelFolder.open(hub.pull("tiny")).graph_version == 1000
 
 
-def test_a_folder_without_hidden_states_is_rebuilt_on_use(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", [1, 7], ids=["no hidden states", "K/V by layer"])
+def test_a_folder_of_a_graph_of_no_use_is_rebuilt_on_use(
+    world: World, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(specdec.convert, "GRAPH_VERSION", 1)
+        older.setattr(specdec.convert, "GRAPH_VERSION", version)
         hub.pull("tiny")
     for _ in range(2):
         assert ModelFolder.open(hub.resolve("tiny")).graph_version == specdec.convert.GRAPH_VERSION

@@ -33,6 +33,7 @@ class Sizes:
     sequences: int = 1
     capacity: int = 224
     bridges: tuple[int, ...] = ()
+    cache_layers: tuple[int, ...] = ()  # of each layer; none: its own
 
     @property
     def mixed(self) -> int:
@@ -50,7 +51,7 @@ class Sizes:
         )
 
     def weights(self) -> dict[str, Array]:
-        """By name and layer, in the order of the op's inputs behind a layer's cache."""
+        """By name and layer, in the order of the op's inputs."""
         found: dict[str, Array] = {}
         rng = np.random.default_rng(5)
 
@@ -91,11 +92,8 @@ def caches_of(sizes: Sizes, kind: str) -> list[str]:
 def one_node(sizes: Sizes, update: bool, **attributes: object) -> list[NodeProto]:
     absent = {"update": not update, "features": not sizes.bridges}
     inputs = ["" if absent.get(name) else name for name in FIXED]
-    names = list(sizes.weights())
-    for layer in range(sizes.layers):
-        inputs += caches_of(sizes, "past")[2 * layer : 2 * layer + 2]
-        inputs += [name for name in names if f".{layer}" in name]
-    outputs = ["new_residual", "new_update", *caches_of(sizes, "present")]
+    inputs += ["past", "cache_layers" if sizes.cache_layers else "", *sizes.weights()]
+    outputs = ["new_residual", "new_update", "present"]
     values = {"layers": sizes.layers, "heads": sizes.heads, "kv_heads": sizes.kv_heads}
     values |= {"epsilon": 1e-5, "bridges": sum(1 << layer for layer in sizes.bridges)}
     return [node_of("DecoderLayers", inputs, outputs, **values | attributes)]
@@ -172,11 +170,15 @@ def session(
     sizes: Sizes, nodes: list[NodeProto], weights: Mapping[str, Array], threads: int = 1
 ) -> ort.InferenceSession:
     used = {name for node in nodes for name in node.input}
-    fed = {name: None for name in (*FIXED, *caches_of(sizes, "past")) if name in used}
-    outputs = ["new_residual", "new_update", *caches_of(sizes, "present")]
-    types = {"rows": TensorProto.INT32} | {
-        name: TensorProto.FLOAT16 for part in ("past", "present") for name in caches_of(sizes, part)
-    }
+    past, present = ["past"], ["present"]
+    if "past" not in used:
+        past, present = caches_of(sizes, "past"), caches_of(sizes, "present")
+    fed = {name: None for name in (*FIXED, *past) if name in used}
+    outputs = ["new_residual", "new_update", *present]
+    types = {"rows": TensorProto.INT32}
+    types |= dict.fromkeys([*past, *present], TensorProto.FLOAT16)
+    if "cache_layers" in used:
+        weights = {**weights, "cache_layers": np.array(sizes.cache_layers, np.int32)}
     return session_of(nodes, fed, outputs, weights, types, threads)
 
 
@@ -196,10 +198,18 @@ def step(
         feeds["update"] = rows_of(3, n, sizes.hidden)[None]
     if sizes.bridges:
         feeds["features"] = rows_of(4, n, sizes.hidden)[None]
+    if any(given.name == "past" for given in run.get_inputs()):
+        feeds["past"] = one_past(caches)
+        residual, new, present = run.run(None, feeds)
+        return [residual, new, *present.reshape(-1, *present.shape[2:])]
     for layer, cache in enumerate(caches):
         feeds |= {f"past_key.{layer}": cache.tiles, f"past_value.{layer}": cache.value}
     results: list[Floats] = run.run(None, feeds)
     return results
+
+
+def one_past(caches: list[Cache]) -> NDArray[np.float16]:
+    return np.stack([np.stack([cache.tiles, cache.value]) for cache in caches])
 
 
 def caches(sizes: Sizes, lengths: list[int]) -> list[Cache]:
@@ -279,6 +289,35 @@ def test_rows_of_several_sequences() -> None:
     assert_same_bits(found, step(apart, sizes, rows, before, False))
 
 
+def test_layers_of_a_longer_cache() -> None:
+    """As an attached drafter reads some of its target's: the others are left alone."""
+    sizes = Sizes(layers=2, cache_layers=(3, 1))
+    weights, longer = sizes.weights(), [Cache(sizes.attention).fill(i, [40]) for i in range(5)]
+    whole = session(sizes, one_node(sizes, False), weights, 2)
+    apart = session(sizes, a_node_each(sizes, False), weights)
+    residual, update, *present = step(whole, sizes, chain(40, 3), longer, False)
+    expected = step(apart, sizes, chain(40, 3), [longer[3], longer[1]], False)
+    found = [residual, update, *present[6:8], *present[2:4]]
+    assert_same_bits(found, expected)
+    for layer in (0, 2, 4):
+        np.testing.assert_array_equal(present[2 * layer], longer[layer].tiles)
+        np.testing.assert_array_equal(present[2 * layer + 1], longer[layer].value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((0,), r"cache_layers is \[1\], not \[2\]"),
+        ((0, -1), "cache_layers has -1"),
+    ],
+    ids=str,
+)
+def test_layers_of_the_cache_that_are_none(given: tuple[int, ...], message: str) -> None:
+    sizes = Sizes(cache_layers=given)
+    with pytest.raises(Exception, match=message):
+        session(sizes, one_node(sizes, True), sizes.weights())
+
+
 def test_a_step_again_and_again() -> None:
     """Threads that come late, or not at all, change nothing: 400 steps of the same bits."""
     sizes = Sizes(layers=4)
@@ -299,11 +338,10 @@ def test_no_rows() -> None:
         "rows": np.zeros((4, 0), np.int32),
         **dict(zip(("cosine", "sine"), sizes.attention.tables(), strict=True)),
     }
-    for layer, cache in enumerate(before):
-        feeds |= {f"past_key.{layer}": cache.tiles, f"past_value.{layer}": cache.value}
-    residual, update, *present = run.run(None, feeds)
+    feeds["past"] = one_past(before)
+    residual, update, present = run.run(None, feeds)
     assert residual.shape == update.shape == (1, 0, sizes.hidden)
-    np.testing.assert_array_equal(present[0], before[0].tiles)
+    np.testing.assert_array_equal(present, feeds["past"])
 
 
 @pytest.mark.parametrize(
@@ -348,8 +386,11 @@ def test_weights_that_do_not_fit(name: str, shape: tuple[int, ...], message: str
     [
         ("residual", (1, 2, 64), r"residual has shape \[1, 2, 64\]; these weights need"),
         ("update", (1, 3, 96), r"update is \[1, 3, 96\], not \[1, 2, 96\]"),
-        ("past_key.0", (1, 3, 224, 24), r"past_key is \[1, 3, 224, 24\], not \[sequences, 2"),
-        ("past_value.1", (1, 2, 100, 24), r"past_value is \[1, 2, 100, 24\], not"),
+        ("past", (2, 2, 1, 3, 224, 24), r"past is \[2, 2, 1, 3, 224, 24\], not \[2 or more"),
+        ("past", (1, 2, 1, 2, 224, 24), r"past is \[1, 2, 1, 2, 224, 24\], not \[2 or more"),
+        ("past", (2, 2, 1, 2, 224, 16), r"past is .*, head_dim 24\]"),
+        ("past", (2, 2, 2, 224, 24), r"past is \[2, 2, 2, 224, 24\], not \[2 or more"),
+        ("past", (2, 2, 1, 2, 100, 24), r"the cache has room for 100 columns"),
         ("sine", (10, 12), r"sine is \[10, 12\], not \[224, 12\]"),
         ("cosine", (224, 10), r"cosine is \[224, 10\], not \[224, 12\]"),
         ("rows", (3, 2), r"rows is \[3, 2\], not \[4, 2\]"),
@@ -366,8 +407,7 @@ def test_inputs_that_do_not_fit(name: str, shape: tuple[int, ...], message: str)
         "cosine": cosine,
         "sine": sine,
     }
-    for layer, cache in enumerate(caches(sizes, [5])):
-        feeds |= {f"past_key.{layer}": cache.tiles, f"past_value.{layer}": cache.value}
+    feeds["past"] = one_past(caches(sizes, [5]))
     feeds[name] = np.zeros(shape, feeds[name].dtype)
     with pytest.raises(Exception, match=f"DecoderLayers: {message}"):
         run.run(None, feeds)

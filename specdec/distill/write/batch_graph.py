@@ -79,7 +79,7 @@ def _pick_candidates(graph: onnx.GraphProto, candidates: int) -> None:
             "TopK", ["logits", "candidates"], [CANDIDATE_LOGITS, CANDIDATE_IDS], axis=-1
         )
     )
-    kept = [value for value in graph.output if value.name.startswith("present_")]
+    kept = [value for value in graph.output if value.name.startswith("present")]
     del graph.output[:]
     shape: list[str | int | None] = [1, "S", candidates]
     graph.output.extend(

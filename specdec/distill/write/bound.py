@@ -82,7 +82,7 @@ class BoundWriter(ABC):
 
     @abstractmethod
     def _caches(self, rows: int) -> Buffers:
-        """K/V by ``key.{i}`` and ``value.{i}``."""
+        """K/V by what the names of its inputs and outputs have behind ``past`` and ``present``."""
 
     def _bind(self, rows: int) -> Any:
         """The first ``rows`` of every buffer: they lie together, so no step copies any."""
@@ -92,12 +92,12 @@ class BoundWriter(ABC):
             "tokens": (self._tokens, (1, rows)),
             "first_logit_row": (self._first_row, (1,)),
             **self._places(rows),
-            **{f"past_{name}": cache for name, cache in caches.items()},
+            **{f"past{name}": cache for name, cache in caches.items()},
         }
         outputs: Buffers = {
             CANDIDATE_LOGITS: (self._logits, best),
             CANDIDATE_IDS: (self._ids, best),
-            **{f"present_{name}": cache for name, cache in caches.items()},
+            **{f"present{name}": cache for name, cache in caches.items()},
         }
         binding = self._session.io_binding()
         for buffers, put in ((inputs, binding.bind_input), (outputs, binding.bind_output)):

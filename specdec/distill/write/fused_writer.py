@@ -24,11 +24,12 @@ class FusedWriter(BoundWriter):
         super().__init__(source, options, scratch)
         c, rows = source.config, options.rows
         tiles = -(-options.length // _TILE)
-        shape = (c.layers, rows, c.kv_heads, tiles)
-        self._keys = np.zeros((*shape, c.head_dim, _TILE), np.float16)
-        self._values = np.zeros((*shape, _TILE, c.head_dim), np.float16)
+        shape = (c.layers, 2, rows, c.kv_heads, tiles * _TILE, c.head_dim)
+        self._cache = np.zeros(shape, np.float16)
+        by_tile = (c.layers, rows, c.kv_heads, tiles)  # views of the cache:
+        self._keys = self._cache[:, 0].reshape(*by_tile, c.head_dim, _TILE)
+        self._values = self._cache[:, 1].reshape(*by_tile, _TILE, c.head_dim)
         self._prefix = self._keys[:, 0, :, :0], self._values[:, 0, :, :0]
-        self._cache_shape = (rows, c.kv_heads, tiles * _TILE, c.head_dim)
         self._rows = np.zeros(4 * rows, np.int32)
 
     def begin(self, row: int) -> None:
@@ -56,8 +57,4 @@ class FusedWriter(BoundWriter):
         return {"rows": (self._rows, (4, rows))}
 
     def _caches(self, rows: int) -> Buffers:
-        return {
-            f"{kind}.{layer}": (array, self._cache_shape)
-            for kind, cache in (("key", self._keys), ("value", self._values))
-            for layer, array in enumerate(cache)
-        }
+        return {"": (self._cache, self._cache.shape)}

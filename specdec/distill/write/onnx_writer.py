@@ -44,7 +44,7 @@ class OnnxWriter(BoundWriter):
 
     def _caches(self, rows: int) -> Buffers:
         return {
-            f"{kind}.{layer}": (array, (rows, *array.shape[1:]))
+            f"_{kind}.{layer}": (array, (rows, *array.shape[1:]))
             for layer, parts in enumerate(self._cache)
             for kind, array in zip(("key", "value"), parts, strict=True)
         }
