@@ -43,7 +43,7 @@ def main() -> None:
             options = session_options(arguments.threads, {"session.force_spinning_stop": "1"})
             runners[layout] = GraphRunner(folder / "model.onnx", capacity, options)
         tokens = np.random.default_rng(0).integers(0, arguments.vocabulary, capacity).tolist()
-        for runner in runners.values():
+        for runner in runners.values() if arguments.past else ():
             runner.step(tokens[: arguments.past], 0, first_row=arguments.past - 1)
         print(f"{'layout':16}" + "".join(f"{width:9d}" for width in arguments.widths))
         table = {layout: dict[int, float]() for layout in runners}
