@@ -4,6 +4,11 @@
 #include <utility>
 
 namespace specdec::ops {
+namespace {
+
+constexpr std::int64_t kLine = 16;  // floats in a line of the nearest cache
+
+}  // namespace
 
 void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention,
                        const LayersTensors& tensors, const LayerCache* caches,
@@ -18,8 +23,16 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
   // Rows of the feed-forward's middle are made while those at its entry are read.
   const bool bridges = tensors.features != nullptr;
   const std::int64_t read = bridges ? 2 * shape.hidden : shape.hidden;
-  const std::int64_t entry = std::max(read, shape.mixed) / kBlock;
-  const Rows scratch = rows_in_scratch(rows, entry + shape.ffn / kBlock);
+  const auto in_one_piece = [&](std::int64_t width) {
+    return Pieces(Rows{rows, width / kBlock, nullptr, nullptr, nullptr, nullptr, nullptr}).count() == 1;
+  };
+  const bool hidden_apart = in_one_piece(shape.hidden);
+  const bool mixed_apart = in_one_piece(shape.mixed);
+  const std::int64_t copies = hidden_apart || mixed_apart ? Stages(threads).ranges() : 1;
+  // Two lines of the nearest cache between copies, which are written at the same time.
+  const std::int64_t between = copies > 1 ? (2 * kLine + rows - 1) / rows : 0;
+  const std::int64_t entry = std::max(read, shape.mixed) / kBlock + between;
+  const Rows scratch = rows_in_scratch(rows, copies * entry + shape.ffn / kBlock);
   const auto part = [&](std::int64_t first_block, std::int64_t width) {
     const std::int64_t first = rows * first_block;
     return Rows{rows,
@@ -30,13 +43,12 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
                 scratch.shifted_sums + first,
                 scratch.pair_sums + first};
   };
-  hidden_rows_ = part(0, shape.hidden);
-  mixed_rows_ = part(0, shape.mixed);
+  hidden_rows_ = {part(0, shape.hidden), hidden_apart ? rows * entry : 0};
+  mixed_rows_ = {part(0, shape.mixed), mixed_apart ? rows * entry : 0};
   bridge_rows_ = part(0, read);
-  ffn_rows_ = part(entry, shape.ffn);
+  ffn_rows_ = part(copies * entry, shape.ffn);
 
   // Each begins at a line of the nearest cache.
-  constexpr std::int64_t kLine = 16;
   const auto whole = [&](std::int64_t width) { return (rows * width + kLine - 1) / kLine * kLine; };
   const std::int64_t tiles = shape.hidden / kTile;
   const std::int64_t total = whole(tiles) + whole(shape.qkv) + whole(shape.mixed) +
@@ -93,25 +105,26 @@ void LayersStep::lead(const BridgeWeights& bridge, Way& way) noexcept {
 }
 
 void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache, Way& way) noexcept {
-  const Norm entry{tensors_.residual, tensors_.update, layer.attention_gain,
-                   shape_.epsilon,    way.stream,      nullptr};
-  const Stream stream = normed(way, layer.attention_gain);
-  const bool begun = way.begun;
-  way.upcoming = Upcoming(layer.qkv, 1, way.thread);
-  const Pieces pieces(hidden_rows_);
-  way.stage(pieces.count() + 1, [&](std::int64_t piece) {
-    if (piece == pieces.count()) {
-      attention_.next_layer(cache.key, cache.value);
-    } else if (begun) {
-      kernels_->norm_stream_and_round(stream, hidden_rows_, pieces[piece]);
-    } else {
-      kernels_->norm_and_round(entry, 0, hidden_rows_, pieces[piece]);
-    }
-  });
+  const auto multiply_qkv = [&](const Rows& rows, std::int64_t begin, std::int64_t end) {
+    if (begin == 0) attention_.next_layer(cache.key, cache.value);
+    kernels_->multiply(layer.qkv, rows, begin, end, shape_.qkv, qkv_);
+  };
+  if (way.begun) {
+    const Stream stream = normed(way, layer.attention_gain);
+    const auto make = [&](const Rows& rows, const Piece& piece) {
+      kernels_->norm_stream_and_round(stream, rows, piece);
+    };
+    multiply_made(hidden_rows_, make, layer.qkv, 1, way, multiply_qkv);
+  } else {
+    // Makes the stream too, which is one for all.
+    const Norm entry{tensors_.residual, tensors_.update, layer.attention_gain,
+                     shape_.epsilon,    way.stream,      nullptr};
+    const auto make = [&](const Rows& rows, const Piece& piece) {
+      kernels_->norm_and_round(entry, 0, rows, piece);
+    };
+    multiply_made({hidden_rows_.shared}, make, layer.qkv, 1, way, multiply_qkv);
+  }
   way.begun = true;
-  multiply(layer.qkv, 1, way, [&](std::int64_t begin, std::int64_t end) {
-    kernels_->multiply(layer.qkv, hidden_rows_, begin, end, shape_.qkv, qkv_);
-  });
   way.upcoming = Upcoming(layer.attention_output, 1, way.thread);
   way.stage(static_cast<std::int64_t>(attention_.writes()), [&](std::int64_t write) {
     attention_.run_write(static_cast<std::size_t>(write));
@@ -119,23 +132,25 @@ void LayersStep::attend(const LayerWeights& layer, const LayerCache& cache, Way&
   way.stage(static_cast<std::int64_t>(attention_.units()), [&](std::int64_t unit) {
     attention_.run_unit(static_cast<std::size_t>(unit));
   });
-  const Pieces mixed_pieces(mixed_rows_);
-  way.stage(mixed_pieces.count(), [&](std::int64_t piece) {
-    kernels_->round(mixed_, mixed_rows_, mixed_pieces[piece]);
-  });
-  add_product(layer.attention_output, mixed_rows_, way);
+  const auto round = [&](const Rows& rows, const Piece& piece) {
+    kernels_->round(mixed_, rows, piece);
+  };
+  multiply_made(mixed_rows_, round, layer.attention_output, 1, way,
+                [&](const Rows& rows, std::int64_t begin, std::int64_t end) {
+                  kernels_->add_product(layer.attention_output, rows, begin, end, shape_.hidden,
+                                        way.stream, squares_);
+                });
 }
 
 void LayersStep::feed_forward(const LayerWeights& layer, bool last, Way& way) noexcept {
   const Stream stream = normed(way, layer.ffn_gain);
-  way.upcoming = Upcoming(layer.gated, 4, way.thread);
-  const Pieces pieces(hidden_rows_);
-  way.stage(pieces.count(), [&](std::int64_t piece) {
-    kernels_->norm_stream_and_round(stream, hidden_rows_, pieces[piece]);
-  });
-  multiply(layer.gated, 4, way, [&](std::int64_t begin, std::int64_t end) {
-    kernels_->multiply_swiglu_and_round(layer.gated, hidden_rows_, begin, end, ffn_rows_);
-  });
+  const auto make = [&](const Rows& rows, const Piece& piece) {
+    kernels_->norm_stream_and_round(stream, rows, piece);
+  };
+  multiply_made(hidden_rows_, make, layer.gated, 4, way,
+                [&](const Rows& rows, std::int64_t begin, std::int64_t end) {
+                  kernels_->multiply_swiglu_and_round(layer.gated, rows, begin, end, ffn_rows_);
+                });
   way.upcoming = Upcoming(layer.down, 1, way.thread);
   if (!last) return add_product(layer.down, ffn_rows_, way);
   multiply(layer.down, 1, way, [&](std::int64_t begin, std::int64_t end) {
@@ -150,6 +165,36 @@ Stream LayersStep::normed(const Way& way, const float* gain) const noexcept {
 void LayersStep::add_product(const Matrix& matrix, const Rows& rows, Way& way) noexcept {
   multiply(matrix, 1, way, [&](std::int64_t begin, std::int64_t end) {
     kernels_->add_product(matrix, rows, begin, end, shape_.hidden, way.stream, squares_);
+  });
+}
+
+Rows LayersStep::Operand::of(const Stages::Thread& thread) const {
+  Rows rows = shared;
+  const std::int64_t places = stride * thread.range();
+  rows.codes += places * kBlock;
+  rows.scales += places;
+  rows.scaled_sums += places;
+  rows.shifted_sums += places;
+  rows.pair_sums += places;
+  return rows;
+}
+
+template <class Make, class Multiply>
+void LayersStep::multiply_made(const Operand& operand, const Make& make, const Matrix& matrix,
+                               std::int64_t unit_tiles, Way& way,
+                               const Multiply& multiply) noexcept {
+  way.upcoming = Upcoming(matrix, unit_tiles, way.thread);
+  const Rows rows = operand.of(way.thread);
+  const Pieces pieces(rows);
+  // A thread that comes too late for any part makes none: what they are made of may be gone.
+  bool made = !operand.apart();
+  if (made) {
+    way.stage(pieces.count(), [&](std::int64_t piece) { make(rows, pieces[piece]); });
+  }
+  this->multiply(matrix, unit_tiles, way, [&](std::int64_t begin, std::int64_t end) {
+    if (!made) make(rows, pieces[0]);
+    made = true;
+    multiply(rows, begin, end);
   });
 }
 

@@ -80,11 +80,24 @@ class LayersStep {
     }
   };
 
+  // Rounded rows that a product reads: one copy for all threads, made in a stage of its own, or,
+  // where a single thread would make it while the others wait, one for each thread that multiplies.
+  struct Operand {
+    Rows shared;
+    std::int64_t stride = 0;  // blocks of all rows from a thread's copy to the next; 0: one for all
+    bool apart() const { return stride > 0; }
+    Rows of(const Stages::Thread& thread) const;
+  };
+
   void lead(const BridgeWeights& bridge, Way& way) noexcept;
   void attend(const LayerWeights& layer, const LayerCache& cache, Way& way) noexcept;
   void feed_forward(const LayerWeights& layer, bool last, Way& way) noexcept;
   Stream normed(const Way& way, const float* gain) const noexcept;
   void add_product(const Matrix& matrix, const Rows& rows, Way& way) noexcept;
+  // make(rows, piece) for the pieces of the operand, then multiply(rows, begin, end).
+  template <class Make, class Multiply>
+  void multiply_made(const Operand& operand, const Make& make, const Matrix& matrix,
+                     std::int64_t unit_tiles, Way& way, const Multiply& multiply) noexcept;
   template <class Multiply>
   void multiply(const Matrix& matrix, std::int64_t unit_tiles, Way& way,
                 const Multiply& multiply) noexcept;
@@ -94,7 +107,7 @@ class LayersStep {
   const LayerCache* caches_ = nullptr;
   const RowKernels* kernels_ = nullptr;
   AttentionStep attention_;
-  Rows hidden_rows_{}, mixed_rows_{};  // in the same memory: one at a time is in use
+  Operand hidden_rows_{}, mixed_rows_{};  // in the same memory: one at a time is in use
   Rows ffn_rows_{};
   Rows bridge_rows_{};
   float* squares_ = nullptr;  // [hidden / 16, S], of the stream

@@ -52,6 +52,8 @@ class Stages {
       stage(count, [] {}, work);
     }
 
+    std::int64_t range() const { return range_; }
+
     // The parts of a stage of `count` that are this thread's own: first to last - 1.
     std::int64_t first(std::int64_t count) const { return first(count, range_); }
     std::int64_t last(std::int64_t count) const { return first(count, range_ + 1); }
