@@ -24,7 +24,8 @@ void LayersStep::begin(const LayersShape& shape, const AttentionShape& attention
   const bool bridges = tensors.features != nullptr;
   const std::int64_t read = bridges ? 2 * shape.hidden : shape.hidden;
   const auto in_one_piece = [&](std::int64_t width) {
-    return Pieces(Rows{rows, width / kBlock, nullptr, nullptr, nullptr, nullptr, nullptr}).count() == 1;
+    const Rows empty{rows, width / kBlock, nullptr, nullptr, nullptr, nullptr, nullptr};
+    return Pieces(empty).count() == 1;
   };
   const bool hidden_apart = in_one_piece(shape.hidden);
   const bool mixed_apart = in_one_piece(shape.mixed);
