@@ -69,12 +69,12 @@ class FusedGraph(DecoderGraph):
                 f"layer {bridges[-1]} of this drafter begins with a bridge; the fused layouts take "
                 f"bridges up to layer {_LAST_BRIDGE}: choose another --layout"
             )
+        cache_layers = ""
+        if config.target_layers is not None:
+            layers = np.array(config.target_layers, np.int32)
+            cache_layers = self.graph.initializer("layers.cache", layers)
         inputs = [residual, update, "rows", "rotary.cosine", "rotary.sine"]
-        inputs += ["features" if bridges else "", "past"]
-        shared = config.target_layers
-        inputs.append(
-            "" if shared is None else self.graph.initializer("layers.cache", np.int32(shared))
-        )
+        inputs += ["features" if bridges else "", "past", cache_layers]
         outputs = ["layers.residual", "layers.update", "present"]
         for layer in range(config.layers):
             begin(layer)
