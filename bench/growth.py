@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -80,34 +81,43 @@ def by_context(options: argparse.Namespace, target: Model, report: Any) -> list[
         "context": most,
     }
     rows = []
-    for mode, told in modes.items():
-        config = {**common, "mode": {**told, "ignore_eos": True}}
-        log = peer_home("specdec") / "logs" / f"growth-{mode}.log"
-        with Worker(Path(sys.executable), "bench.peers.specdec_itself", config, log) as worker:
-            worker.generate(Request(question, options.max_tokens, 0.0, 0))
-            for context in options.contexts:
-                size = min(context, most - options.max_tokens - 1)
-                prompt = [*text[: size - len(question)], *question]
-                speeds = []
-                for _ in range(options.repeat):
+    with ExitStack() as stack:
+        workers = {}
+        for mode, told in modes.items():
+            config = {**common, "mode": {**told, "ignore_eos": True}}
+            log = peer_home("specdec") / "logs" / f"growth-{mode}.log"
+            workers[mode] = stack.enter_context(
+                Worker(Path(sys.executable), "bench.peers.specdec_itself", config, log)
+            )
+            workers[mode].generate(Request(question, options.max_tokens, 0.0, 0))
+        for context in options.contexts:
+            size = min(context, most - options.max_tokens - 1)
+            request = Request(
+                [*text[: size - len(question)], *question], options.max_tokens, 0.0, 0
+            )
+            speeds: dict[str, list[float]] = {mode: [] for mode in modes}
+            answers: dict[str, dict[str, Any]] = {}
+            for _ in range(options.repeat):
+                for mode, worker in workers.items():
                     time.sleep(_SETTLE_SECONDS)
-                    answer = worker.generate(Request(prompt, options.max_tokens, 0.0, 0))
-                    speeds.append(
+                    answer = answers[mode] = worker.generate(request)
+                    speeds[mode].append(
                         (len(answer["tokens"]) - answer["first"])
                         / (answer["seconds"] - answer["first_seconds"])
                     )
+            for mode, worker in workers.items():
                 rows.append(
                     {
                         "mode": mode,
-                        "context": len(prompt),
-                        "tokens_per_second": median(speeds),
-                        "slowest": min(speeds),
-                        "fastest": max(speeds),
-                        "prefill_seconds": answer["figures"]["prefill_seconds"],
+                        "context": size,
+                        "tokens_per_second": median(speeds[mode]),
+                        "slowest": min(speeds[mode]),
+                        "fastest": max(speeds[mode]),
+                        "prefill_seconds": answers[mode]["figures"]["prefill_seconds"],
                         "peak_bytes": worker.peak_bytes,
                     }
                 )
-                report(f"context {len(prompt)}, {mode}: {median(speeds):.0f} tokens/s")
+                report(f"context {size}, {mode}: {median(speeds[mode]):.0f} tokens/s")
     return rows
 
 
