@@ -3,7 +3,6 @@
 #include "error.h"
 
 namespace specdec {
-
 namespace {
 
 std::int32_t one_at_least(std::int32_t sequences) {
