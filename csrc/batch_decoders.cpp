@@ -37,12 +37,12 @@ BatchDecoder::BatchDecoder(DecoderOptions options, std::shared_ptr<BatchModel> m
 StepPart BatchDecoder::begin_step(const StepRequest& request) {
   const std::int32_t* tokens =
       admit(request.tokens, request.n, request.logit_rows, request.parents);
-  return part(tokens, request.n, request.logit_rows, request.parents);
+  return part(tokens, request.n, request.logit_rows, request.wanted, request.parents);
 }
 
 StepPart BatchDecoder::part(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                            const std::int32_t* parents) {
-  StepPart part{sequence_, cache().length(), tokens, n, logit_rows, parents};
+                            Wanted wanted, const std::int32_t* parents) {
+  StepPart part{sequence_, cache().length(), tokens, n, logit_rows, parents, wanted};
   cache().begin(n);
   began(part);
   return part;
@@ -51,12 +51,12 @@ StepPart BatchDecoder::part(const std::int32_t* tokens, std::int32_t n, std::int
 LogitRows BatchDecoder::end_step(const StepPart& part) {
   count_run(part.seconds);
   ended(part);
-  return {model_->logits(part), nullptr, part.logit_rows, options().head_size, head_ids()};
+  return model_->logits_of(part, head_ids());
 }
 
 LogitRows BatchDecoder::step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                             Wanted, const std::int32_t* parents) {
-  StepPart alone = part(tokens, n, logit_rows, parents);
+                             Wanted wanted, const std::int32_t* parents) {
+  StepPart alone = part(tokens, n, logit_rows, wanted, parents);
   model_->run(&alone, 1);
   return end_step(alone);
 }

@@ -29,7 +29,7 @@ class BatchDecoder : public Decoder {
  private:
   LogitRows step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
                  Wanted wanted, const std::int32_t* parents) override;
-  StepPart part(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
+  StepPart part(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows, Wanted wanted,
                 const std::int32_t* parents);
 
   virtual void began(StepPart& part) = 0;

@@ -30,6 +30,8 @@ BatchModel::BatchModel(const Sizes& sizes, Decoder::Run run)
   const auto hidden = static_cast<std::size_t>(sizes.hidden_size);
   tokens_ = AlignedBuffer<std::int64_t>(width);
   first_logit_row_ = AlignedBuffer<std::int64_t>(1);
+  best_only_ = AlignedBuffer<std::int64_t>(1);
+  best_ = AlignedBuffer<std::int32_t>(static_cast<std::size_t>(sizes.max_logit_rows));
   rows_ = AlignedBuffer<std::int32_t>(4 * width);
   features_ = AlignedBuffer<float>(sizes.takes_features ? width * hidden : 0);
   hidden_ = AlignedBuffer<float>(width * hidden);
@@ -40,9 +42,11 @@ BatchModel::BatchModel(const Sizes& sizes, Decoder::Run run)
 void BatchModel::run(StepPart* parts, std::int32_t count) {
   std::int32_t width = 0;
   std::int32_t logit_rows = 0;
+  bool best_only = sizes_.gives_best;
   for (std::int32_t i = 0; i < count; ++i) {
     width += parts[i].n;
     logit_rows += parts[i].logit_rows;
+    best_only = best_only && (parts[i].wanted == Wanted::best || parts[i].logit_rows < 1);
   }
   if (width < 1 || !fits(width, logit_rows)) {
     throw Error(ErrorCode::invalid_input, "a step of a batch has more rows than its model takes");
@@ -59,6 +63,7 @@ void BatchModel::run(StepPart* parts, std::int32_t count) {
   }
   first_ = width - std::max(logit_rows, 1);  // the graph gives at least one row
   first_logit_row_[0] = first_;
+  best_only_[0] = best_only ? 1 : 0;
   double seconds = 0;
   {
     Stopwatch watch(seconds);
@@ -72,6 +77,15 @@ void BatchModel::run(StepPart* parts, std::int32_t count) {
     parts[i].share = shares[static_cast<std::size_t>(i)];
     parts[i].seconds = seconds * parts[i].share;
   }
+}
+
+LogitRows BatchModel::logits_of(const StepPart& part, const std::int32_t* head_ids) {
+  const auto row = static_cast<std::size_t>(part.with_logits - first_);
+  if (best_only_[0] != 0) {
+    return {nullptr, best_.data() + row, part.logit_rows, sizes_.head_size, head_ids};
+  }
+  float* const logits = logits_.data() + row * static_cast<std::size_t>(sizes_.head_size);
+  return {logits, nullptr, part.logit_rows, sizes_.head_size, head_ids};
 }
 
 void BatchModel::place(const StepPart& part, std::int32_t width) {

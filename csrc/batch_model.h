@@ -17,6 +17,7 @@ struct StepPart {
   std::int32_t n;
   std::int32_t logit_rows;            // of its last rows
   const std::int32_t* parents;        // [n], as in Decoder::forward(); null: a chain
+  Wanted wanted = Wanted::logits;     // of those; whoever asks for logits gets them for all parts
   const float* features = nullptr;    // [n, hidden_size], for graphs that take them
 
   std::int32_t without_logits = 0;  // the step's row of its first one
@@ -47,6 +48,7 @@ class BatchModel {
     std::int32_t head_size = 0;
     std::int32_t hidden_size = 0;  // elements of each row's final hidden state; 0: not given
     bool takes_features = false;   // [hidden_size] for each row
+    bool gives_best = false;       // as InPlaceDecoder::Graph
   };
 
   BatchModel(const Sizes& sizes, Decoder::Run run);
@@ -65,9 +67,7 @@ class BatchModel {
   void run(StepPart* parts, std::int32_t count);
 
   // Of the last step.
-  float* logits(const StepPart& part) {  // [part.logit_rows, head_size]
-    return logits_.data() + static_cast<std::size_t>(part.with_logits - first_) * sizes_.head_size;
-  }
+  LogitRows logits_of(const StepPart& part, const std::int32_t* head_ids);
   const float* hidden(const StepPart& part, std::int32_t i) const {  // [hidden_size]
     return hidden_.data() + static_cast<std::size_t>(part.row(i)) * sizes_.hidden_size;
   }
@@ -78,7 +78,9 @@ class BatchModel {
   AlignedBuffer<std::int32_t>& rows() { return rows_; }  // [4, width], see InPlaceDecoder::rows()
   AlignedBuffer<float>& features() { return features_; }     // [max_width, hidden_size]
   AlignedBuffer<float>& hidden_rows() { return hidden_; }    // [max_width, hidden_size]
+  AlignedBuffer<std::int64_t>& best_only() { return best_only_; }  // see InPlaceDecoder
   AlignedBuffer<float>& logits() { return logits_; }         // [max_logit_rows, head_size]
+  AlignedBuffer<std::int32_t>& best() { return best_; }      // [max_logit_rows]
 
  private:
   void place(const StepPart& part, std::int32_t width);
@@ -92,7 +94,9 @@ class BatchModel {
   AlignedBuffer<std::int32_t> rows_;
   AlignedBuffer<float> features_;
   AlignedBuffer<float> hidden_;
+  AlignedBuffer<std::int64_t> best_only_;
   AlignedBuffer<float> logits_;
+  AlignedBuffer<std::int32_t> best_;
 };
 
 }  // namespace specdec

@@ -25,8 +25,8 @@ namespace {
 std::vector<std::shared_ptr<SequenceDecoder>> make_sequences(
     std::int32_t vocabulary, std::vector<std::int32_t> head_ids, std::int32_t layers,
     std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t sequences,
-    std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t hidden, bool half_kv,
-    py::function run) {
+    std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t hidden, bool gives_best,
+    bool half_kv, py::function run) {
   DecoderOptions options = options_of(vocabulary, std::move(head_ids));
   options.max_width = max_width;
   options.max_logit_rows = max_logit_rows;
@@ -37,6 +37,7 @@ std::vector<std::shared_ptr<SequenceDecoder>> make_sequences(
   sizes.max_width = sizes.max_logit_rows + std::max(max_width, Batch::kPrefillRows);
   sizes.head_size = options.head_size;
   sizes.hidden_size = hidden;
+  sizes.gives_best = gives_best;
   const auto model = std::make_shared<BatchModel>(sizes, make_run(std::move(run)));
   std::vector<std::shared_ptr<SequenceDecoder>> decoders;
   for (std::int32_t i = 0; i < sequences; ++i) {
@@ -74,6 +75,8 @@ py::dict model_buffers(BatchModel& model, py::handle owner) {
   result["tokens"] = view(model.tokens().data(), {sizes.max_width}, owner);
   result["first_logit_row"] = view(model.first_logit_row().data(), {1}, owner);
   result["rows"] = view(model.rows().data(), {4, sizes.max_width}, owner);
+  result["best_only"] = view(model.best_only().data(), {1}, owner);
+  result["best"] = view(model.best().data(), {sizes.max_logit_rows}, owner);
   result["logits"] = view(model.logits().data(), {sizes.max_logit_rows, sizes.head_size}, owner);
   const std::vector<py::ssize_t> states{sizes.max_width, sizes.hidden_size};
   if (sizes.hidden_size > 0) result["hidden"] = view(model.hidden_rows().data(), states, owner);
@@ -153,7 +156,8 @@ void bind_batch(py::module_& m) {
   m.def("new_sequence_decoders", &make_sequences, py::kw_only(), py::arg("vocabulary"),
         py::arg("head_ids"), py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"),
         py::arg("capacity"), py::arg("sequences"), py::arg("max_width"),
-        py::arg("max_logit_rows"), py::arg("hidden"), py::arg("half_kv") = false, py::arg("run"));
+        py::arg("max_logit_rows"), py::arg("hidden"), py::arg("gives_best") = false,
+        py::arg("half_kv") = false, py::arg("run"));
   m.def("new_attached_sequence_decoders", &make_attached_sequences, py::kw_only(),
         py::arg("vocabulary"), py::arg("head_ids"), py::arg("targets"), py::arg("target_layers"),
         py::arg("context"), py::arg("run"));

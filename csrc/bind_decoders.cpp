@@ -56,14 +56,14 @@ std::shared_ptr<InPlaceDecoder> make_in_place(
     std::int32_t vocabulary, std::vector<std::int32_t> head_ids, std::int32_t layers,
     std::int32_t kv_heads, std::int32_t head_dim, std::int32_t capacity, std::int32_t min_width,
     std::int32_t max_width, std::int32_t max_logit_rows, std::int32_t row_tile,
-    std::int32_t hidden, bool takes_rows, bool half_kv, py::function run) {
+    std::int32_t hidden, bool takes_rows, bool gives_best, bool half_kv, py::function run) {
   DecoderOptions options = options_of(vocabulary, std::move(head_ids));
   options.max_width = max_width;
   options.max_logit_rows = max_logit_rows;
   return std::make_shared<InPlaceDecoder>(
       std::move(options), InPlaceDecoder::Padding{min_width, row_tile},
       InPlaceKvCache::Shape{layers, kv_heads, head_dim, capacity, half_kv},
-      InPlaceDecoder::Graph{hidden, takes_rows}, make_run(std::move(run)));
+      InPlaceDecoder::Graph{hidden, takes_rows, gives_best}, make_run(std::move(run)));
 }
 
 py::object hidden_of(const py::object& self, std::int32_t position) {
@@ -83,8 +83,10 @@ py::dict in_place_buffers(const py::object& self) {
   result["total_length"] = view(decoder.total_length().data(), {}, self);
   result["first_logit_row"] = view(decoder.first_logit_row().data(), {1}, self);
   result["rows"] = view(decoder.rows().data(), {4, options.max_width}, self);
+  result["best_only"] = view(decoder.best_only().data(), {1}, self);
   result["logits"] =
       view(decoder.logits().data(), {options.max_logit_rows, options.head_size}, self);
+  result["best"] = view(decoder.best().data(), {options.max_logit_rows}, self);
   if (decoder.hidden_size() > 0) {
     result["hidden"] =
         view(decoder.hidden_rows().data(), {options.max_width, decoder.hidden_size()}, self);
@@ -272,7 +274,7 @@ void bind_decoders(py::module_& m) {
            py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacity"),
            py::arg("min_width"), py::arg("max_width"), py::arg("max_logit_rows"),
            py::arg("row_tile") = 0, py::arg("hidden") = 0, py::arg("takes_rows") = false,
-           py::arg("half_kv") = false, py::arg("run"))
+           py::arg("gives_best") = false, py::arg("half_kv") = false, py::arg("run"))
       .def("hidden", &hidden_of, py::arg("position"))
       .def("buffers", &in_place_buffers);
 

@@ -87,7 +87,7 @@ void Decoder::prefill(const std::int32_t* tokens, std::int32_t n,
   while (n > 0 && !stop()) {
     // Padding must fit as well: the last column of the context is left to the step that follows.
     const std::int32_t count = std::min(n, options_.max_width);
-    forward(tokens, count, options_.least_logit_rows);
+    forward(tokens, count, options_.least_logit_rows, Wanted::best);
     cache().commit(count);
     tokens += count;
     n -= count;

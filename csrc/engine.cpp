@@ -129,7 +129,8 @@ std::optional<StepRequest> Engine::prefill_step(std::int32_t most) {
   const std::int32_t known = target_->cache().length();
   const std::int32_t n = std::min({sequence_.length() - 1 - known, most, o.max_width});
   if (n < 1) return {};
-  return StepRequest{target_.get(), sequence_.tokens().data() + known, n, o.least_logit_rows};
+  const std::int32_t* const tokens = sequence_.tokens().data() + known;
+  return StepRequest{target_.get(), tokens, n, o.least_logit_rows, Wanted::best};
 }
 
 void Engine::take_prefill(std::int32_t n, double seconds) {

@@ -39,6 +39,8 @@ InPlaceDecoder::InPlaceDecoder(DecoderOptions options, const Padding& padding,
   total_length_ = AlignedBuffer<std::int32_t>(1);
   first_logit_row_ = AlignedBuffer<std::int64_t>(1);
   logits_ = AlignedBuffer<float>(static_cast<std::size_t>(o.max_logit_rows) * o.head_size);
+  best_only_ = AlignedBuffer<std::int64_t>(1);
+  best_ = AlignedBuffer<std::int32_t>(static_cast<std::size_t>(o.max_logit_rows));
   rows_ = AlignedBuffer<std::int32_t>(4 * static_cast<std::size_t>(o.max_width));
   hidden_rows_ = AlignedBuffer<float>(static_cast<std::size_t>(o.max_width) * graph.hidden_size);
 }
@@ -73,7 +75,7 @@ void InPlaceDecoder::place_rows(std::int32_t n, std::int32_t width, const std::i
 }
 
 LogitRows InPlaceDecoder::step(const std::int32_t* tokens, std::int32_t n, std::int32_t logit_rows,
-                               Wanted, const std::int32_t* parents) {
+                               Wanted wanted, const std::int32_t* parents) {
   const std::int32_t tile = padding_.row_tile;
   std::int32_t width = std::max(n, padding_.min_width);
   if (tile > 1 && width > tile && width % tile == 1) ++width;
@@ -89,11 +91,15 @@ LogitRows InPlaceDecoder::step(const std::int32_t* tokens, std::int32_t n, std::
   seqlens_k_[0] = total - 1;
   total_length_[0] = total;
   first_logit_row_[0] = first;
+  // Without a row that anybody needs, the cheaper is computed.
+  const bool best_only = graph_.gives_best && (wanted == Wanted::best || logit_rows < 1);
+  best_only_[0] = best_only ? 1 : 0;
   place_rows(n, width, parents);
   step_tokens_ = n;
   hidden_end_ = hidden_begin_ = begin;  // a run that fails leaves rows of no use
   run(width, first);
   hidden_end_ = begin + n;
+  if (best_only) return {nullptr, best_.data(), logit_rows, options().head_size, head_ids()};
   return {logits_.data(), nullptr, logit_rows, options().head_size, head_ids()};
 }
 

@@ -22,6 +22,7 @@ class InPlaceDecoder final : public Decoder {
   struct Graph {
     std::int32_t hidden_size = 0;  // elements of the final hidden state of every row; 0: not given
     bool takes_rows = false;       // it places its rows as rows() says, and so takes trees
+    bool gives_best = false;       // each row's best token, for less than its logits
   };
 
   InPlaceDecoder(DecoderOptions options, const Padding& padding,
@@ -45,7 +46,9 @@ class InPlaceDecoder final : public Decoder {
   // [4, width of the step], contiguous for that width: of each row the sequence (0), the committed
   // length of that, the column that its K/V are for, and the row before it on its path, or -1.
   AlignedBuffer<std::int32_t>& rows() { return rows_; }
+  AlignedBuffer<std::int64_t>& best_only() { return best_only_; }  // [1] 1: no logits, best() alone
   AlignedBuffer<float>& logits() { return logits_; }  // [max_logit_rows, head_size]
+  AlignedBuffer<std::int32_t>& best() { return best_; }  // [max_logit_rows] index of the greatest logit
   AlignedBuffer<float>& hidden_rows() { return hidden_rows_; }  // [max_width, hidden_size]
 
  private:
@@ -67,7 +70,9 @@ class InPlaceDecoder final : public Decoder {
   AlignedBuffer<std::int32_t> total_length_;
   AlignedBuffer<std::int64_t> first_logit_row_;
   AlignedBuffer<std::int32_t> rows_;
+  AlignedBuffer<std::int64_t> best_only_;
   AlignedBuffer<float> logits_;
+  AlignedBuffer<std::int32_t> best_;
   AlignedBuffer<float> hidden_rows_;
 };
 

@@ -97,6 +97,7 @@ std::int32_t Sampler::argmax(const LogitRow& row) {
     index = kernels::argmax(row.logits, row.size);
     if (!std::isfinite(row.logits[index])) throw_bad_logits();
   }
+  if (index < 0) throw_bad_logits();
   return row.ids == nullptr ? index : row.ids[index];
 }
 

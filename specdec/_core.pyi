@@ -90,6 +90,7 @@ class InPlaceDecoder(Decoder):
         row_tile: int = 0,
         hidden: int = 0,
         takes_rows: bool = False,
+        gives_best: bool = False,
         half_kv: bool = False,
         run: Callable[[int, int], None],
     ) -> None: ...
@@ -123,6 +124,7 @@ def new_sequence_decoders(
     max_width: int,
     max_logit_rows: int,
     hidden: int,
+    gives_best: bool = False,
     half_kv: bool = False,
     run: Callable[[int, int], None],
 ) -> list[SequenceDecoder]: ...

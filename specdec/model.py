@@ -188,6 +188,7 @@ class Model:
                 # A padded step has one more row.
                 max_logit_rows=max_logit_rows + (1 if padded and max_logit_rows > tile else 0),
                 row_tile=tile if padded else 0,
+                best_only=as_target,
                 head_ids=self.head_ids,
             )
         except MemoryError:
@@ -197,7 +198,7 @@ class Model:
             ) from None
 
     def new_sequence_decoders(
-        self, *, sequences: int, capacity: int, max_logit_rows: int
+        self, *, sequences: int, capacity: int, max_logit_rows: int, as_target: bool = True
     ) -> list[_core.SequenceDecoder]:
         """Decoders of several sequences, each with a KV cache for ``capacity`` tokens.
 
@@ -210,6 +211,7 @@ class Model:
                 sequences=sequences,
                 capacity=capacity,
                 max_logit_rows=max_logit_rows,
+                best_only=as_target,
                 head_ids=self.head_ids,
             )
         except MemoryError:

@@ -25,7 +25,7 @@ from specdec.model_shape import ModelShape, target_layers_problem
 MANIFEST = "model.json"
 FORMAT = 1
 HIDDEN_SINCE = 2  # version of the graph writer: older graphs do not give their hidden states
-ONE_PAST_SINCE = 8  # in fused layouts: older graphs hold K/V by layer, and cannot be run any more
+FUSED_SINCE = 9  # of fused layouts: older graphs have operands that ours no longer take
 ROLES = ("target", "drafter")
 TOKENIZER_KINDS = ("byte-level", "sentencepiece")
 _REMEDY = "pull or convert it again"
@@ -140,7 +140,7 @@ class ModelFolder:
     @property
     def is_outdated(self) -> bool:
         """Whether its graph is of an earlier version that cannot be run any more."""
-        return self.layout.startswith("fused") and self.graph_version < ONE_PAST_SINCE
+        return self.layout.startswith("fused") and self.graph_version < FUSED_SINCE
 
     @property
     def is_compiled(self) -> bool:

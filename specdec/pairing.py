@@ -56,7 +56,7 @@ def new_batch_drafters(
         attached = draft.new_attached_sequence_decoders(decoders, context=context)
         return [_core.AttachedDrafter(decoder) for decoder in attached]
     standalone = draft.new_sequence_decoders(
-        sequences=len(decoders), capacity=context, max_logit_rows=2
+        sequences=len(decoders), capacity=context, max_logit_rows=2, as_target=False
     )
     return [_core.ModelDrafter(decoder) for decoder in standalone]
 

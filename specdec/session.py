@@ -78,11 +78,13 @@ class Session:
         self._config = config
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         self._inputs = set(inputs)
-        outputs = {value.name for value in self._session.get_outputs()}
+        self._outputs = outputs = {value.name for value in self._session.get_outputs()}
         self.gives_hidden = "hidden" in outputs
         """Whether the graph gives hidden states; those of earlier versions do not."""
         self.half_kv = "past" in inputs
         """Whether keys and values are 16-bit floats, else they are 32-bit ones."""
+        self.gives_best = "best" in outputs
+        """Whether it gives the best token of a row for less than its logits."""
         self.takes_rows = "rows" in self._inputs
         """Whether a step says of each row where it stands.
 
@@ -97,6 +99,7 @@ class Session:
         min_width: int,
         max_logit_rows: int,
         row_tile: int = 0,
+        best_only: bool = False,
         head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None,
     ) -> _core.InPlaceDecoder:
         """A decoder with a KV cache of its own.
@@ -107,11 +110,13 @@ class Session:
             max_logit_rows: Most rows of logits that one step gives.
             row_tile: Rows that the attention takes at once: a last tile of one row is padded to
                 two; 0 pads none.
+            best_only: Whether to compute no more of a row than its best token where no more is
+                asked for, in graphs that can; a drafter's logits say how sure it is.
             head_ids: int32 ``[head_size]``, the vocabulary id of each logit, ascending; None where
                 logit i belongs to id i.
         """
         config = self._config
-        runner = _Runner(self._session, config, self._inputs)
+        runner = _Runner(self._session, config, self._inputs, self._outputs)
         decoder = _core.InPlaceDecoder(
             vocabulary=config.vocab,
             head_ids=[] if head_ids is None else head_ids.tolist(),
@@ -125,6 +130,7 @@ class Session:
             row_tile=row_tile,
             hidden=config.hidden if self.gives_hidden else 0,
             takes_rows=self.takes_rows,
+            gives_best=best_only and self.gives_best,
             half_kv=self.half_kv,
             run=runner,
         )
@@ -147,7 +153,7 @@ class Session:
             context: Positions that the graph can take.
             head_ids: As for ``new_decoder``.
         """
-        runner = _Runner(self._session, self._config, self._inputs)
+        runner = _Runner(self._session, self._config, self._inputs, self._outputs)
         decoder = _core.AttachedDecoder(
             vocabulary=self._config.vocab,
             head_ids=[] if head_ids is None else head_ids.tolist(),
@@ -165,6 +171,7 @@ class Session:
         sequences: int,
         capacity: int,
         max_logit_rows: int,
+        best_only: bool = False,
         head_ids: np.ndarray[Any, np.dtype[np.int32]] | None = None,
     ) -> list[_core.SequenceDecoder]:
         """Decoders that one step may run together, each with a KV cache of its own.
@@ -175,10 +182,11 @@ class Session:
             sequences: How many.
             capacity: Tokens that each KV cache has room for.
             max_logit_rows: Most rows of logits that a step gives of one of them.
+            best_only: As for ``new_decoder``.
             head_ids: As for ``new_decoder``.
         """
         config = self._config
-        runner = _Runner(self._session, config, self._inputs)
+        runner = _Runner(self._session, config, self._inputs, self._outputs)
         decoders = _core.new_sequence_decoders(
             vocabulary=config.vocab,
             head_ids=[] if head_ids is None else head_ids.tolist(),
@@ -190,6 +198,7 @@ class Session:
             max_width=max(PREFILL_WIDTH, max_logit_rows),
             max_logit_rows=max_logit_rows,
             hidden=config.hidden if self.gives_hidden else 0,
+            gives_best=best_only and self.gives_best,
             half_kv=self.half_kv,
             run=runner,
         )
@@ -208,7 +217,7 @@ class Session:
 
         Arguments as for ``new_attached_decoder``.
         """
-        runner = _Runner(self._session, self._config, self._inputs)
+        runner = _Runner(self._session, self._config, self._inputs, self._outputs)
         decoders = _core.new_attached_sequence_decoders(
             vocabulary=self._config.vocab,
             head_ids=[] if head_ids is None else head_ids.tolist(),
@@ -228,10 +237,13 @@ class _Runner:
     an attached drafter's decoder is its target's.
     """
 
-    def __init__(self, session: Any, config: ModelConfig, inputs: Set[str]):
+    def __init__(
+        self, session: Any, config: ModelConfig, inputs: Set[str], outputs: Set[str]
+    ) -> None:
         self._session = session
         self._config = config
         self._inputs = inputs
+        self._outputs = outputs
         self._buffers: dict[str, tuple[Any, list[int], int]] = {}
         self._bindings: dict[tuple[int, int], Callable[[], None]] = {}
 
@@ -271,6 +283,9 @@ class _Runner:
         head_size = self._config.head_size
         bind_output("logits", "logits", [1, width - first_logit_row, head_size])
         rows = [1, width, self._config.hidden]
+        if "best" in self._outputs:
+            bind_input("best_only", "best_only")
+            bind_output("best", "best", [1, width - first_logit_row])
         if "features" in self._buffers:
             bind_input("features", "features", rows)
         if "hidden" in self._buffers:

@@ -35,6 +35,17 @@ struct HalfScales {
   static float finish(float total, int) { return total; }
 };
 
+// Of 6 bits by their upper four: 4 * code + 1.5 - 32, with the lower two in the middle.
+struct CoarseScales : HalfScales {
+  static constexpr std::int64_t kWords = kTile;
+  using HalfScales::HalfScales;
+
+  static OfBlock of(const std::uint16_t* scales, int c) {
+    const float scale = float_of_half(scales[c]);
+    return {4 * scale, -30.5f * scale};
+  }
+};
+
 struct ByteScales {
   static constexpr std::int64_t kWords = kTile;
   struct OfBlock {

@@ -14,7 +14,7 @@ namespace {
 // tied to the embedding is in memory once.
 class Embedding final : public Kernel {
  public:
-  explicit Embedding(const Node& node) : matrix_(node, 1, 1), stored_(matrix_.of(node)) {
+  explicit Embedding(const Node& node) : matrix_(node, {kCodes, kFine}, 1), stored_(matrix_.of(node)) {
     if (matrix_.mixed()) check_order(node, kOrder, "order", kFactors, "factors", matrix_.inputs());
   }
 
@@ -50,12 +50,13 @@ class Embedding final : public Kernel {
   }
 
  private:
-  enum Input : std::size_t { kTokens, kCodes, kScales, kOrder, kFactors };
+  enum Input : std::size_t { kTokens, kCodes, kScales, kOrder, kFactors, kFine };
 
   // Output c of a tile. Input i is at place order[i] of y, times factors[i].
   static void look_up6(const Matrix& matrix, std::int64_t c, const std::int32_t* order,
                        const float* factors, float* y) {
     const std::uint8_t* codes = matrix.codes + 4 * c;
+    const std::uint8_t* fine = matrix.fine + 4 * c;
     const std::uint16_t* scales = matrix.scales + c;
     for (std::int64_t block = 0; block < matrix.blocks; ++block, scales += kTile) {
       const float scale = float_of_half(*scales);
@@ -70,12 +71,13 @@ class Embedding final : public Kernel {
       }
       for (std::int64_t k = 0; k < kBlock / 2; ++k) {
         const std::int64_t g = k / 4;
-        const int lower = codes[g * 64 + k % 4];
-        const int upper = codes[256 + g / 2 * 64 + k % 4] >> (g % 2 * 4);
-        put(first + k, (lower & 15) + (upper & 3) * 16 - 32);
-        put(first + kBlock / 2 + k, (lower >> 4) + (upper >> 2 & 3) * 16 - 32);
+        const int upper = codes[g * 64 + k % 4];
+        const int lower = fine[g / 2 * 64 + k % 4] >> (g % 2 * 4);
+        put(first + k, 4 * (upper & 15) + (lower & 3) - 32);
+        put(first + kBlock / 2 + k, 4 * (upper >> 4) + (lower >> 2 & 3) - 32);
       }
-      codes += 384;
+      codes += 256;
+      fine += 128;
     }
   }
 
@@ -124,7 +126,8 @@ Declaration embedding() {
            {"codes", ElementType::uint8},
            {"scales", ElementType::uint16},
            {"order", ElementType::int32, Presence::optional},
-           {"factors", ElementType::float32, Presence::optional}},
+           {"factors", ElementType::float32, Presence::optional},
+           {"fine", ElementType::uint8, Presence::optional}},
           {{"y", ElementType::float32}},
           [](const Node& node) -> std::unique_ptr<Kernel> {
             return std::make_unique<Embedding>(node);

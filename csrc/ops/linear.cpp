@@ -22,9 +22,7 @@ std::int64_t bits_of(const Shape& codes) {
 class Linear final : public Kernel {
  public:
   explicit Linear(const Node& node)
-      : matrix_(node, 1, 1), kernels_(row_kernels(isa_named(node.text("isa", "auto")))) {
-    if (matrix_.mixed()) refuse("6 bits are for the head that NormLinear computes");
-  }
+      : matrix_(node, 1, 1), kernels_(row_kernels(isa_named(node.text("isa", "auto")))) {}
 
   void compute(const Call& call) const override {
     const Tensor x = call.input(0);
@@ -55,15 +53,19 @@ class Linear final : public Kernel {
 }  // namespace
 
 PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t parts)
-    : PackedMatrix(node, codes, node.integer("outputs"), parts, node.integer("bits")) {}
+    : PackedMatrix(node, Inputs{codes, kNowhere}, parts) {}
+
+PackedMatrix::PackedMatrix(const Node& node, Inputs inputs, std::int64_t parts)
+    : PackedMatrix(node, inputs, node.integer("outputs"), parts, node.integer("bits")) {}
 
 PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs,
                            std::int64_t parts)
-    : PackedMatrix(node, codes, outputs, parts, bits_of(node.constant(codes, "codes").shape())) {}
+    : PackedMatrix(node, {codes, kNowhere}, outputs, parts,
+                   bits_of(node.constant(codes, "codes").shape())) {}
 
-PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs,
+PackedMatrix::PackedMatrix(const Node& node, Inputs inputs, std::int64_t outputs,
                            std::int64_t parts, std::int64_t bits)
-    : input_(codes),
+    : inputs_(inputs),
       outputs_(outputs),
       shape_{},
       threads_(std::max(1u, std::thread::hardware_concurrency())) {
@@ -74,12 +76,12 @@ PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t out
     refuse("outputs is " + std::to_string(outputs_) + "; it must be a positive multiple of " +
            std::to_string(parts));
   }
-  const Shape code_shape = node.constant(codes, "codes").shape();
-  const Shape scale_shape = node.constant(codes + 1, "scales").shape();
+  const Shape code_shape = node.constant(inputs.codes, "codes").shape();
+  const Shape scale_shape = node.constant(inputs.codes + 1, "scales").shape();
   shape_.bits = static_cast<int>(bits);
   shape_.tiles = parts * ((outputs_ / parts + kTile - 1) / kTile);
   if (bits == 6) {
-    read_mixed(code_shape, scale_shape);
+    read_mixed(node, code_shape, scale_shape);
     return;
   }
   shape_.blocks = code_shape.rank() == 3 ? code_shape[1] : 0;
@@ -100,18 +102,25 @@ PackedMatrix::PackedMatrix(const Node& node, std::size_t codes, std::int64_t out
 }
 
 // Blocks of 6 bits behind some of 8.
-void PackedMatrix::read_mixed(const Shape& codes, const Shape& scales) {
+void PackedMatrix::read_mixed(const Node& node, const Shape& codes, const Shape& scales) {
+  if (inputs_.fine == kNowhere) refuse("6 bits are for the head that NormLinear computes");
   const std::int64_t blocks = scales.rank() == 3 ? scales[1] : 0;
   const std::int64_t bytes = codes.rank() == 2 ? codes[1] : 0;
-  const std::int64_t more = bytes - 384 * blocks;  // 128 for each of 8 bits
+  const std::int64_t more = bytes - 256 * blocks;  // 256 for each of 8 bits
   shape_.blocks = blocks;
-  shape_.wide = more / 128;
-  if (blocks < 1 || more < 0 || more > 128 * blocks || more % 128 != 0 ||
+  shape_.wide = more / 256;
+  if (blocks < 1 || more < 0 || more > 256 * blocks || more % 256 != 0 ||
       codes != Shape{shape_.tiles, bytes} || scales != Shape{shape_.tiles, blocks, kTile}) {
     refuse("codes has shape " + codes.text() + " and scales " + scales.text() +
            "; 6 bits and " + std::to_string(outputs_) + " outputs need [" +
-           std::to_string(shape_.tiles) + ", 512 w + 384 (blocks - w)] and [" +
+           std::to_string(shape_.tiles) + ", 512 w + 256 (blocks - w)] and [" +
            std::to_string(shape_.tiles) + ", blocks, 16], with w of the blocks in 8 bits");
+  }
+  const Shape fine = node.constant(inputs_.fine, "fine").shape();
+  const Shape expected{shape_.tiles, shape_.tile_fine()};
+  if (fine != expected) {
+    refuse("fine has shape " + fine.text() + "; codes of shape " + codes.text() + " need " +
+           expected.text());
   }
 }
 
@@ -138,8 +147,10 @@ void check_order(const Node& node, std::size_t order_input, const char* order_na
 
 Matrix PackedMatrix::of(const Node& node) const {
   Matrix matrix = shape_;
-  matrix.codes = node.constant(input_, "codes").data<std::uint8_t>();
-  matrix.scales = node.constant(input_ + 1, "scales").data<std::uint16_t>();
+  matrix.codes = node.constant(inputs_.codes, "codes").data<std::uint8_t>();
+  matrix.fine = matrix.tile_fine() > 0 ? node.constant(inputs_.fine, "fine").data<std::uint8_t>()
+                                       : matrix.codes;
+  matrix.scales = node.constant(inputs_.codes + 1, "scales").data<std::uint16_t>();
   return matrix;
 }
 
@@ -170,8 +181,9 @@ void Upcoming::ask(std::int64_t lines) noexcept {
 
 Matrix PackedMatrix::of(const Call& call) const {
   Matrix matrix = shape_;
-  matrix.codes = call.input_data<std::uint8_t>(input_);
-  matrix.scales = call.input_data<std::uint16_t>(input_ + 1);
+  matrix.codes = call.input_data<std::uint8_t>(inputs_.codes);
+  matrix.fine = matrix.codes;  // those that are read anew for each call have none
+  matrix.scales = call.input_data<std::uint16_t>(inputs_.codes + 1);
   return matrix;
 }
 

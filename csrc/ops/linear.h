@@ -17,6 +17,11 @@ class PackedMatrix {
   // (2 for gate and up), each with outputs / parts outputs. The node's attributes `outputs` and `bits`
   // say how many outputs there are, and bits.
   PackedMatrix(const Node& node, std::size_t codes, std::int64_t parts);
+  // The same for nodes that take 6 bits too, with the lower ones at input `fine`.
+  struct Inputs {
+    std::size_t codes, fine;
+  };
+  PackedMatrix(const Node& node, Inputs inputs, std::int64_t parts);
   // The codes say how many bits they have.
   PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs, std::int64_t parts);
 
@@ -29,11 +34,13 @@ class PackedMatrix {
   Matrix of(const Node& node) const;  // for as long as the node's kernel
 
  private:
-  PackedMatrix(const Node& node, std::size_t codes, std::int64_t outputs, std::int64_t parts,
-               std::int64_t bits);
-  void read_mixed(const Shape& codes, const Shape& scales);
+  static constexpr std::size_t kNowhere = ~std::size_t{0};
 
-  std::size_t input_;
+  PackedMatrix(const Node& node, Inputs inputs, std::int64_t outputs, std::int64_t parts,
+               std::int64_t bits);
+  void read_mixed(const Node& node, const Shape& codes, const Shape& scales);
+
+  Inputs inputs_;
   std::int64_t outputs_;
   Matrix shape_;  // without its memory
   std::int64_t threads_;

@@ -19,6 +19,7 @@ inline Block load_block(const float* x) { return {load(x), load(x + 16)}; }
 // A tile's weights and a group's rounded rows, at their first block.
 struct TileAndGroup {
   const std::uint8_t* codes;
+  const std::uint8_t* fine;
   const std::uint16_t* scales;
   const std::int8_t* x;
   const float* s;
@@ -212,6 +213,7 @@ inline void tile_product(const TileProducts& products, const Matrix& matrix, std
                          const Rows& rows, const Group& group, float* sums) {
   const std::int64_t start = group.first * rows.blocks;
   const TileAndGroup both{matrix.codes + tile * matrix.tile_codes(),
+                          matrix.fine + tile * matrix.tile_fine(),
                           matrix.scales + tile * matrix.tile_scales(),
                           rows.codes + start * kBlock,
                           rows.scales + start,
@@ -248,6 +250,65 @@ inline void multiply_tiles(const TileProducts& products, const Matrix& matrix, c
       tile_product(products, matrix, tile, rows, group, sums);
       write_tile(group, tile, outputs, y,
                  [&](std::int64_t row) { return load(sums + row * kTile); });
+    }
+  }
+}
+
+// What fills up the last tile is no output.
+inline void leave_out_filling(std::int64_t tile, std::int64_t outputs, const Group& group,
+                              float* sums) {
+  for (std::int64_t c = outputs - tile * kTile; c < kTile; ++c) {
+    for (std::int64_t row = 0; row < group.count; ++row) sums[row * kTile + c] = -HUGE_VALF;
+  }
+}
+
+inline void bound_tiles(const TileProducts& products, const Matrix& matrix, const Rows& rows,
+                        const Slack& slack, std::int64_t begin, std::int64_t end,
+                        std::int64_t outputs, float* y, Greatest* tiles) {
+  alignas(64) float sums[kGroup * kTile];
+  for (std::int64_t tile = begin; tile < end; ++tile) {
+    const Floats of_output = load(slack.of_output + tile * kTile);
+    for (std::int64_t i = 0; i < rows.groups(); ++i) {
+      const Group group(rows, i);
+      tile_product(products, matrix, tile, rows, group, sums);
+      leave_out_filling(tile, outputs, group, sums);
+      write_tile(group, tile, outputs, y, [&](std::int64_t in_group) {
+        const std::int64_t row = group.first + in_group;
+        const Floats near = load(sums + in_group * kTile);
+        if (any_at_least(near, all(tiles[row].value))) tiles[row] = {fold_greater(near), tile};
+        return fma(of_output, all(slack.of_row[row]), add(near, all(slack.rounding[row])));
+      });
+    }
+  }
+}
+
+// Whether any row may have an output there that is as great as its least.
+inline bool may_have_greatest(const float* y, const float* least, std::int64_t rows,
+                              std::int64_t outputs, std::int64_t tile) {
+  const std::int64_t first = tile * kTile;
+  if (outputs - first < kTile) return true;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (any_at_least(load(y + row * outputs + first), all(least[row]))) return true;
+  }
+  return false;
+}
+
+inline void search_tiles(const TileProducts& products, const Matrix& matrix, const Rows& rows,
+                         std::int64_t begin, std::int64_t end, std::int64_t outputs,
+                         const float* y, const float* least, Greatest* found) {
+  alignas(64) float sums[kGroup * kTile];
+  for (std::int64_t tile = begin; tile < end; ++tile) {
+    if (!may_have_greatest(y, least, rows.rows, outputs, tile)) continue;
+    for (std::int64_t i = 0; i < rows.groups(); ++i) {
+      const Group group(rows, i);
+      tile_product(products, matrix, tile, rows, group, sums);
+      leave_out_filling(tile, outputs, group, sums);
+      for (std::int64_t at = 0; at < group.count * kTile; ++at) {
+        Greatest& best = found[group.first + at / kTile];
+        const std::int64_t output = tile * kTile + at % kTile;
+        const bool first = sums[at] == best.value && output < best.at;
+        if (sums[at] > best.value || first) best = {sums[at], output};
+      }
     }
   }
 }

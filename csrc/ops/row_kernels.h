@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -40,10 +41,10 @@ enum class Scales {
 // and b from -127 to 127. A weight is unit * (16 * a * (code - 8) + ratio * b): with any input of 8 bits,
 // a block's dot(q, codes - 8) and ratio * b fit 16 bits, and the integer that is added 32.
 //
-// 6 bits: codes[tiles, 512 * wide + 384 * (blocks - wide)], scales[tiles, blocks, 16]. A tile begins with
-// `wide` blocks of 8 bits. Of the others the first 256 bytes hold the lower 4 bits as in 4 bits, and
-// the rest the upper two: byte 256 + 64 h + 4 c + j those of inputs 4g + j, 16 + 4g + j (g = 2h), and
-// of the same for g = 2h + 1, from its lowest bits up.
+// 6 bits: codes[tiles, 512 * wide + 256 * (blocks - wide)], scales[tiles, blocks, 16]. A tile begins with
+// `wide` blocks of 8 bits. Of the others codes hold the upper 4 bits, as in 4 bits, and
+// fine[tiles, 128 * (blocks - wide)] the lower two: byte 64 h + 4 c + j of a block those of inputs
+// 4g + j, 16 + 4g + j (g = 2h), and of the same for g = 2h + 1, from its lowest bits up.
 struct Matrix {
   int bits;
   std::int64_t blocks;
@@ -52,17 +53,19 @@ struct Matrix {
   const std::uint16_t* scales;
   Scales kind = Scales::halves;
   std::int64_t wide = 0;  // blocks of 8 bits among those of 6
+  const std::uint8_t* fine = nullptr;  // never read where no block has 6 bits
 
   std::int64_t row_blocks() const { return blocks + wide; }  // of the rows it is multiplied with
   std::int64_t tile_codes() const {
-    if (bits == 6) return wide * 512 + (blocks - wide) * 384;
+    if (bits == 6) return wide * 512 + (blocks - wide) * 256;
     return blocks * (bits == 4 ? 256 : 512);
   }
+  std::int64_t tile_fine() const { return bits == 6 ? (blocks - wide) * 128 : 0; }
   std::int64_t tile_scales() const {
     if (kind == Scales::bytes) return (2 + blocks) * kTile;
     return blocks * (bits == 4 ? 2 * kTile : kTile);
   }
-  std::int64_t tile_bytes() const { return tile_codes() + 2 * tile_scales(); }
+  std::int64_t tile_bytes() const { return tile_codes() + tile_fine() + 2 * tile_scales(); }
 };
 
 // Memory for rounded rows. For a matrix of 6 bits its wide blocks come first, then what rounding left of
@@ -122,6 +125,20 @@ struct Bridge {
   float* new_residual;  // [rows, H]
 };
 
+// How far an output of a matrix of 6 bits may be from what it is without `fine`: of output c and row r
+// by of_output[c] * of_row[r] + rounding[r] at most.
+struct Slack {
+  const float* of_output;  // [16 * tiles]
+  const float* of_row;     // [rows]
+  const float* rounding;   // [rows]
+};
+
+// The greatest value of a row so far, and where that is; -1: none yet.
+struct Greatest {
+  float value = -HUGE_VALF;
+  std::int64_t at = -1;
+};
+
 struct RowKernels {
   // A piece of x[rows, inputs] -> rows.
   void (*round)(const float* x, const Rows& rows, const Piece& piece);
@@ -149,6 +166,17 @@ struct RowKernels {
   // of tiles. There are 32 * out.blocks outputs, and as many rows in `out` as in `rows`.
   void (*multiply_swiglu_and_round)(const Matrix& matrix, const Rows& rows, std::int64_t begin,
                                     std::int64_t end, const Rows& out);
+
+  // For a matrix of 6 bits, whose `fine` is not read: y[rows, outputs] in columns 16 * begin to
+  // 16 * end are at least the outputs, and tiles[rows] learn of the greatest value that an output
+  // is near to, and of its tile.
+  void (*bound)(const Matrix& matrix, const Rows& rows, const Slack& slack, std::int64_t begin,
+                std::int64_t end, std::int64_t outputs, float* y, Greatest* tiles);
+
+  // The greatest output of each row, and which, the first of equal ones, among those of tiles begin to
+  // end that have a y of least[row] or more for any row, and perhaps others.
+  void (*search)(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,
+                 std::int64_t outputs, const float* y, const float* least, Greatest* found);
 };
 
 const RowKernels& row_kernels(Isa isa);  // isa as isa_named gave it

@@ -53,6 +53,17 @@ struct HalfScales {
   static __m256 finish(__m256 total) { return total; }
 };
 
+// Of 6 bits by their upper four: 4 * code + 1.5 - 32, with the lower two in the middle.
+struct CoarseScales : HalfScales {
+  static constexpr std::int64_t kWords = kTile;
+  using HalfScales::HalfScales;
+
+  OfBlock of(const std::uint16_t* scales) const {
+    const __m256 scale = eight_halves(scales);
+    return {_mm256_mul_ps(scale, _mm256_set1_ps(4)), _mm256_mul_ps(scale, _mm256_set1_ps(-30.5f))};
+  }
+};
+
 struct ByteScales {
   static constexpr std::int64_t kWords = kTile;
   using OfBlock = __m256i;  // pairs of 16 bits: 16 * a and ratio * b
@@ -149,22 +160,23 @@ inline void add_dots8(const std::uint8_t* codes, const std::int8_t* x, __m256i (
 
 // The same of 6 bits, by codes of 0 to 63.
 template <int kCount>
-inline void add_dots6(const std::uint8_t* codes, const std::int8_t* x, __m256i (&dot)[kCount]) {
-  const __m256i four_bits = _mm256_set1_epi8(0x0F);
-  const __m256i two_bits = _mm256_set1_epi8(0x30);
+inline void add_dots6(const std::uint8_t* codes, const std::uint8_t* fine, const std::int8_t* x,
+                      __m256i (&dot)[kCount]) {
+  const __m256i upper_bits = _mm256_set1_epi8(0x3C);
+  const __m256i lower_bits = _mm256_set1_epi8(0x03);
   const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 4
   for (int g = 0; g < 4; ++g) {
     const __m256i both = load_codes(codes + 64 * g);
-    const __m256i upper = load_codes(codes + 256 + 64 * (g / 2));
-    const __m256i of_low = g % 2 == 0 ? _mm256_slli_epi16(upper, 4) : upper;
-    const __m256i of_high =
-        g % 2 == 0 ? _mm256_slli_epi16(upper, 2) : _mm256_srli_epi16(upper, 2);
-    const __m256i low = _mm256_or_si256(_mm256_and_si256(both, four_bits),
-                                        _mm256_and_si256(of_low, two_bits));
+    const __m256i lower = load_codes(fine + 64 * (g / 2));
+    const __m256i of_low = g % 2 == 0 ? lower : _mm256_srli_epi16(lower, 4);
+    const __m256i of_high = _mm256_srli_epi16(lower, g % 2 == 0 ? 2 : 6);
+    const __m256i low =
+        _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi16(both, 2), upper_bits),
+                        _mm256_and_si256(of_low, lower_bits));
     const __m256i high =
-        _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(both, 4), four_bits),
-                        _mm256_and_si256(of_high, two_bits));
+        _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(both, 2), upper_bits),
+                        _mm256_and_si256(of_high, lower_bits));
 #pragma GCC unroll 4
     for (int r = 0; r < kCount; ++r) {
       // Four products of 63 * 127 at most, which 16 bits hold.
@@ -181,6 +193,7 @@ template <int kRows, int kCount>
 void part8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t passes, int first, int half,
                  float* sums) {
   const std::uint8_t* codes = at.codes + 32 * half;
+  const std::uint8_t* fine = at.fine + 32 * half;
   const std::uint16_t* scales = at.scales + kHalf * half;
   __m256 total[kCount];
   for (int r = 0; r < kCount; ++r) total[r] = _mm256_setzero_ps();
@@ -200,8 +213,9 @@ void part8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t passes,
         // -32 * sum(q)
         dot[r] = _mm256_set1_epi32(at.shifted_sums[block * kRows + first + r] / 4);
       }
-      add_dots6(codes, x, dot);
-      codes += 384;
+      add_dots6(codes, fine, x, dot);
+      codes += 256;
+      fine += 128;
     }
     const __m256 scale = eight_halves(scales);
 #pragma GCC unroll 4

@@ -59,6 +59,17 @@ struct HalfScales {
   static __m512 finish(__m512 total) { return total; }
 };
 
+// Of 6 bits by their upper four: 4 * code + 1.5 - 32, with the lower two in the middle.
+struct CoarseScales : HalfScales {
+  static constexpr std::int64_t kWords = kTile;
+  using HalfScales::HalfScales;
+
+  OfBlock of(const std::uint16_t* scales) const {
+    const __m512 scale = load_halves(scales);
+    return {_mm512_mul_ps(scale, _mm512_set1_ps(4)), _mm512_mul_ps(scale, _mm512_set1_ps(-30.5f))};
+  }
+};
+
 struct ByteScales {
   static constexpr std::int64_t kWords = kTile;
   using OfBlock = __m512i;  // pairs of 16 bits: 16 * a and ratio * b
@@ -185,26 +196,27 @@ template <int kRows>
     add(dot);
     codes += 512;
   }
-  const __m512i four_bits = _mm512_set1_epi8(0x0F);
-  const __m512i two_bits = _mm512_set1_epi8(0x30);
+  const __m512i upper_bits = _mm512_set1_epi8(0x3C);
+  const __m512i lower_bits = _mm512_set1_epi8(0x03);
+  const std::uint8_t* fine = at.fine;
   for (std::int64_t block = passes * wide; block < at.blocks; ++block) {
-    for (int line = 0; line < 6; ++line) ask_for(codes + kAhead + 64 * line);
-    ask_for(scales + kAhead / 24);
+    for (int line = 0; line < 4; ++line) ask_for(codes + kAhead + 64 * line);
+    for (int line = 0; line < 2; ++line) ask_for(fine + kAhead / 2 + 64 * line);
+    ask_for(scales + kAhead / 16);
     __m512i dot[kRows];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) dot[r] = _mm512_set1_epi32(shifted_sums[r] / 4);  // -32 * sum(q)
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
       const __m512i both = _mm512_loadu_si512(codes + 64 * g);
-      const __m512i upper = _mm512_loadu_si512(codes + 256 + 64 * (g / 2));
-      const __m512i of_low = g % 2 == 0 ? _mm512_slli_epi16(upper, 4) : upper;
-      const __m512i of_high =
-          g % 2 == 0 ? _mm512_slli_epi16(upper, 2) : _mm512_srli_epi16(upper, 2);
-      // (of_... & two_bits) | the lower bits
+      const __m512i lower = _mm512_loadu_si512(fine + 64 * (g / 2));
+      const __m512i of_low = g % 2 == 0 ? lower : _mm512_srli_epi16(lower, 4);
+      const __m512i of_high = _mm512_srli_epi16(lower, g % 2 == 0 ? 2 : 6);
+      // (of_... & lower_bits) | the upper bits
       const __m512i low = _mm512_ternarylogic_epi32(
-          of_low, two_bits, _mm512_and_si512(both, four_bits), 0xEA);
+          of_low, lower_bits, _mm512_and_si512(_mm512_slli_epi16(both, 2), upper_bits), 0xEA);
       const __m512i high = _mm512_ternarylogic_epi32(
-          of_high, two_bits, _mm512_and_si512(_mm512_srli_epi16(both, 4), four_bits), 0xEA);
+          of_high, lower_bits, _mm512_and_si512(_mm512_srli_epi16(both, 2), upper_bits), 0xEA);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         dot[r] = add_dots(dot[r], low, x + 32 * r + 4 * g);
@@ -215,7 +227,8 @@ template <int kRows>
       }
     }
     add(dot);
-    codes += 384;
+    codes += 256;
+    fine += 128;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + kTile * r, total[r]);

@@ -54,6 +54,17 @@ struct HalfScales {
   static float32x4_t finish(float32x4_t total) { return total; }
 };
 
+// Of 6 bits by their upper four: 4 * code + 1.5 - 32, with the lower two in the middle.
+struct CoarseScales : HalfScales {
+  static constexpr std::int64_t kWords = kTile;
+  using HalfScales::HalfScales;
+
+  OfBlock of(const std::uint16_t* scales) const {
+    const float32x4_t scale = four_halves(scales);
+    return {vmulq_n_f32(scale, 4), vmulq_n_f32(scale, -30.5f)};
+  }
+};
+
 struct ByteScales {
   static constexpr std::int64_t kWords = kTile;
   struct OfBlock {
@@ -122,21 +133,23 @@ inline void load_weights8(const std::uint8_t* codes, int8x16_t (&weights)[8]) {
   }
 }
 
-inline void load_weights6(const std::uint8_t* codes, int8x16_t (&weights)[8]) {
-  const uint8x16_t two_bits = vdupq_n_u8(0x30);
-  const auto weight = [](uint8x16_t low, uint8x16_t high) {
-    return vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(low, high)), vdupq_n_s8(32));
+inline void load_weights6(const std::uint8_t* codes, const std::uint8_t* fine,
+                          int8x16_t (&weights)[8]) {
+  const uint8x16_t upper_bits = vdupq_n_u8(0x3C);
+  const uint8x16_t lower_bits = vdupq_n_u8(0x03);
+  const auto weight = [&](uint8x16_t upper, uint8x16_t lower) {
+    const uint8x16_t code = vorrq_u8(vandq_u8(upper, upper_bits), vandq_u8(lower, lower_bits));
+    return vsubq_s8(vreinterpretq_s8_u8(code), vdupq_n_s8(32));
   };
 #pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
-    const uint8x16_t upper = vld1q_u8(codes + 256 + 64 * h);
+    const uint8x16_t lower = vld1q_u8(fine + 64 * h);
     const uint8x16_t first = vld1q_u8(codes + 128 * h);
     const uint8x16_t second = vld1q_u8(codes + 128 * h + 64);
-    const uint8x16_t four_bits = vdupq_n_u8(15);
-    weights[2 * h] = weight(vandq_u8(first, four_bits), vandq_u8(vshlq_n_u8(upper, 4), two_bits));
-    weights[2 * h + 4] = weight(vshrq_n_u8(first, 4), vandq_u8(vshlq_n_u8(upper, 2), two_bits));
-    weights[2 * h + 1] = weight(vandq_u8(second, four_bits), vandq_u8(upper, two_bits));
-    weights[2 * h + 5] = weight(vshrq_n_u8(second, 4), vandq_u8(vshrq_n_u8(upper, 2), two_bits));
+    weights[2 * h] = weight(vshlq_n_u8(first, 2), lower);
+    weights[2 * h + 4] = weight(vshrq_n_u8(first, 2), vshrq_n_u8(lower, 2));
+    weights[2 * h + 1] = weight(vshlq_n_u8(second, 2), vshrq_n_u8(lower, 4));
+    weights[2 * h + 5] = weight(vshrq_n_u8(second, 2), vshrq_n_u8(lower, 6));
   }
 }
 
@@ -145,6 +158,7 @@ template <int kRows>
 void product8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t passes, float* sums) {
   for (int quarter = 0; quarter < 4; ++quarter) {
     const std::uint8_t* codes = at.codes + 16 * quarter;
+    const std::uint8_t* fine = at.fine + 16 * quarter;
     const std::uint16_t* scales = at.scales + kQuarter * quarter;
     float32x4_t total[kRows];
     for (int r = 0; r < kRows; ++r) total[r] = vdupq_n_f32(0);
@@ -158,8 +172,9 @@ void product8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t pass
         load_weights8(codes, weights);
         codes += 512;
       } else {
-        load_weights6(codes, weights);
-        codes += 384;
+        load_weights6(codes, fine, weights);
+        codes += 256;
+        fine += 128;
       }
       const float32x4_t scale = four_halves(scales);
 #pragma GCC unroll 8

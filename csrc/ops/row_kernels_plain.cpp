@@ -50,6 +50,7 @@ template <int kRows>
 void product8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t passes, float* sums) {
   for (int r = 0; r < kRows; ++r) {
     const std::uint8_t* codes = at.codes;
+    const std::uint8_t* fine = at.fine;
     const std::uint16_t* scales = at.scales;
     float* total = sums + r * kTile;
     for (int c = 0; c < kTile; ++c) total[c] = 0;
@@ -66,11 +67,12 @@ void product8_and_6(const TileAndGroup& at, std::int64_t wide, std::int64_t pass
       } else {
         dots(at, block, kRows, r, [&](int g, int c, int j) {
           const int line = g % 4, byte = c * 4 + j;
-          const int low = codes[line * 64 + byte] >> (g < 4 ? 0 : 4) & 15;
-          const int high = codes[256 + line / 2 * 64 + byte] >> (line % 2 * 4 + (g < 4 ? 0 : 2)) & 3;
-          return 16 * high + low - 32;
+          const int upper = codes[line * 64 + byte] >> (g < 4 ? 0 : 4) & 15;
+          const int lower = fine[line / 2 * 64 + byte] >> (line % 2 * 4 + (g < 4 ? 0 : 2)) & 3;
+          return 4 * upper + lower - 32;
         }, dot);
-        codes += 384;
+        codes += 256;
+        fine += 128;
       }
       const float s = at.s[block * kRows + r];
       for (int c = 0; c < kTile; ++c) {

@@ -13,11 +13,13 @@ namespace specdec::ops {
 StoredMatrix::StoredMatrix(const Matrix& matrix) : matrix_(matrix) {
   const auto tiles = static_cast<std::size_t>(matrix.tiles);
   codes_.open(matrix.codes, tiles * static_cast<std::size_t>(matrix.tile_codes()));
+  fine_.open(matrix.fine, tiles * static_cast<std::size_t>(matrix.tile_fine()));
   scales_.open(matrix.scales, 2 * tiles * static_cast<std::size_t>(matrix.tile_scales()));
 }
 
 StoredMatrix::~StoredMatrix() {
   codes_.close();
+  fine_.close();
   scales_.close();
 }
 
@@ -25,13 +27,17 @@ Matrix StoredMatrix::tile(std::int64_t tile, Tile& memory) const {
   Matrix found = matrix_;
   found.tiles = 1;
   found.codes += tile * matrix_.tile_codes();
+  found.fine += tile * matrix_.tile_fine();
   found.scales += tile * matrix_.tile_scales();
   memory.codes.resize(static_cast<std::size_t>(matrix_.tile_codes()));
+  memory.fine.resize(static_cast<std::size_t>(matrix_.tile_fine()));
   memory.scales.resize(static_cast<std::size_t>(matrix_.tile_scales()));
   const std::size_t codes = memory.codes.size();
+  const std::size_t fine = memory.fine.size();
   const std::size_t scales = 2 * memory.scales.size();
   const auto t = static_cast<std::uint64_t>(tile);
   if (codes_.read(memory.codes.data(), codes, t * codes)) found.codes = memory.codes.data();
+  if (fine_.read(memory.fine.data(), fine, t * fine)) found.fine = memory.fine.data();
   if (scales_.read(memory.scales.data(), scales, t * scales)) found.scales = memory.scales.data();
   return found;
 }

@@ -20,6 +20,7 @@ class StoredMatrix {
   // Memory for a tile.
   struct Tile {
     std::vector<std::uint8_t> codes;
+    std::vector<std::uint8_t> fine;
     std::vector<std::uint16_t> scales;
   };
 
@@ -37,7 +38,7 @@ class StoredMatrix {
   };
 
   Matrix matrix_;
-  File codes_, scales_;
+  File codes_, fine_, scales_;
 };
 
 }  // namespace specdec::ops

@@ -77,6 +77,10 @@ inline float fold_add(Floats x) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
+inline bool any_at_least(Floats x, Floats least) {
+  return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.low, least.low, _CMP_GE_OQ),
+                                         _mm256_cmp_ps(x.high, least.high, _CMP_GE_OQ))) != 0;
+}
 inline float fold_greater(Floats x) {
   const __m256 eight = _mm256_max_ps(x.low, x.high);
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

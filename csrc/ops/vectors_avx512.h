@@ -64,6 +64,9 @@ inline float fold_add(Floats x) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
+inline bool any_at_least(Floats x, Floats least) {
+  return _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ) != 0;
+}
 inline float fold_greater(Floats x) { return _mm512_reduce_max_ps(x); }
 
 inline float largest_magnitude(Floats a, Floats b) {

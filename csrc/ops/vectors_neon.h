@@ -88,6 +88,10 @@ inline float fold_add(Floats x) {
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
+inline bool any_at_least(Floats x, Floats least) {
+  const auto found = [&](int i) { return vcgeq_f32(x.part[i], least.part[i]); };
+  return vmaxvq_u32(vorrq_u32(vorrq_u32(found(0), found(1)), vorrq_u32(found(2), found(3)))) != 0;
+}
 inline float fold_greater(Floats x) {
   return vmaxvq_f32(
       vmaxq_f32(vmaxq_f32(x.part[0], x.part[1]), vmaxq_f32(x.part[2], x.part[3])));

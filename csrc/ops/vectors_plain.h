@@ -113,6 +113,11 @@ inline float fold_add(Floats x) {
   }
   return x.lane[0];
 }
+inline bool any_at_least(const Floats& x, const Floats& least) {
+  bool found = false;
+  for (int i = 0; i < 16; ++i) found = found || x.lane[i] >= least.lane[i];
+  return found;
+}
 inline float fold_greater(const Floats& x) {
   float greatest = x.lane[0];
   for (int i = 1; i < 16; ++i) greatest = x.lane[i] > greatest ? x.lane[i] : greatest;

@@ -22,6 +22,10 @@ std::size_t code_bytes(const Matrix& matrix) {
   return static_cast<std::size_t>(matrix.tiles * matrix.tile_codes());
 }
 
+std::size_t fine_bytes(const Matrix& matrix) {
+  return static_cast<std::size_t>(matrix.tiles * matrix.tile_fine());
+}
+
 std::size_t scale_bytes(const Matrix& matrix) {
   return static_cast<std::size_t>(matrix.tiles * matrix.tile_scales()) * sizeof(std::uint16_t);
 }
@@ -29,13 +33,15 @@ std::size_t scale_bytes(const Matrix& matrix) {
 }  // namespace
 
 std::size_t WeightMemory::bytes_of(const Matrix& matrix) {
-  return whole_lines(code_bytes(matrix)) + whole_lines(scale_bytes(matrix));
+  return whole_lines(code_bytes(matrix)) + whole_lines(fine_bytes(matrix)) +
+         whole_lines(scale_bytes(matrix));
 }
 
 Matrix WeightMemory::keep(const Matrix& matrix) {
   if (static_cast<std::size_t>(end_ - next_) < bytes_of(matrix)) return matrix;
   Matrix kept = matrix;
   kept.codes = static_cast<const std::uint8_t*>(copy(matrix.codes, code_bytes(matrix)));
+  kept.fine = static_cast<const std::uint8_t*>(copy(matrix.fine, fine_bytes(matrix)));
   kept.scales = static_cast<const std::uint16_t*>(copy(matrix.scales, scale_bytes(matrix)));
   return kept;
 }

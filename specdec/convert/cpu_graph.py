@@ -10,8 +10,11 @@ A fused layout's graph takes, in place of the two lengths, ``rows`` int32 [4, S]
 sequence, the sequence's committed length, the column that the token's K/V are written to, and the
 row before it on its path in this step (-1: the last committed column). Its K/V of any number of
 sequences are one input, ``past`` float16 [layers, 2, sequences, kv_heads, capacity, head_dim], of
-each layer the keys, in tiles of 32 columns, and the values; and one output, ``present``. Its
-operators are in the core's library, ``specdec._core``.
+each layer the keys, in tiles of 32 columns, and the values; and one output, ``present``. Where
+most of its head is in 6 bits it may be given ``best_only`` int64 [1]: with 1 it writes the index of
+each row's greatest logit to ``best`` int32 [1, S - first_logit_row], the first of equal ones and -1
+where they are no finite numbers, and what is in ``logits`` means nothing. Its operators are in the
+core's library, ``specdec._core``.
 
 An attached drafter has one more input, ``features`` float32 [1, S, hidden]: for each token the
 ``hidden`` of the position before it, the target's or, of a token that the drafter proposed itself,
@@ -34,7 +37,7 @@ from specdec.convert.layouts import Layout
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-GRAPH_VERSION = 8  # raise it with every change of what is written: pulled models are then rebuilt
+GRAPH_VERSION = 9  # raise it with every change of what is written: pulled models are then rebuilt
 
 
 def write_cpu_graph(

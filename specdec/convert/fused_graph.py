@@ -54,7 +54,13 @@ class FusedGraph(DecoderGraph):
         factors = self.graph.initializer("embedding.factors", mixed.divided)
         return self.graph.node(
             "Embedding",
-            ["tokens", *weights(self.graph, "embedding", mixed), order, factors],
+            [
+                "tokens",
+                *weights(self.graph, "embedding", mixed),
+                order,
+                factors,
+                self.graph.initializer("embedding.fine", mixed.fine),
+            ],
             "embedding",
             domain=DOMAIN,
             bits=mixed.bits,
@@ -138,19 +144,28 @@ class FusedGraph(DecoderGraph):
     def _head(self, residual: str, update: str) -> None:
         mixed = self._mixed_head
         packed = mixed or self._pack([self.checkpoint.matrix("head")])
-        gain = self.graph.initializer(f"{HIDDEN}.gain", self.checkpoint.vector("final_norm"))
-        inputs = [residual, update, gain]
-        inputs += [*weights(self.graph, "logits", packed), "first_logit_row"]
+        graph = self.graph
+        gain = graph.initializer(f"{HIDDEN}.gain", self.checkpoint.vector("final_norm"))
+        inputs = [residual, update, gain, *weights(graph, "logits", packed), "first_logit_row"]
+        outputs = ["logits", "", HIDDEN]
+        attributes = {}
         if mixed is not None:
-            inputs.append(self.graph.initializer("logits.order", mixed.order))
-            inputs.append(self.graph.initializer("logits.gain", mixed.gain))
-        self.graph.nodes(
+            inputs.append(graph.initializer("logits.order", mixed.order))
+            inputs.append(graph.initializer("logits.gain", mixed.gain))
+            inputs.append(graph.initializer("logits.fine", mixed.fine))
+            if self.config.target_layers is None:
+                inputs.append(graph.initializer("logits.spread", mixed.spread))
+                inputs.append(graph.optional_input("best_only", np.zeros(1, np.int64)))
+                outputs.append(graph.output("best", np.int32, [1, "rows"]))
+                attributes = {"size": mixed.size}
+        graph.nodes(
             "NormLinear",
             inputs,
-            ["logits", "", HIDDEN],
+            outputs,
             domain=DOMAIN,
             bits=packed.bits,
             outputs=packed.outputs,
             epsilon=self.config.norm_eps,
             activation="none",
+            **attributes,
         )

@@ -25,11 +25,17 @@ class Graph:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._inputs: list[ValueInfoProto] = []
+        self._defaults: list[ValueInfoProto] = []
         self._outputs: list[ValueInfoProto] = []
 
     def input(self, name: str, dtype: Any, shape: list[int | str]) -> str:
         self._inputs.append(_value(name, dtype, shape))
         return name
+
+    def optional_input(self, name: str, default: NDArray[Any]) -> str:
+        """An input that whoever runs the graph may leave out."""
+        self._defaults.append(_value(name, default.dtype, list(default.shape)))
+        return self.initializer(name, default)
 
     def output(self, name: str, dtype: Any, shape: list[int | str]) -> str:
         self._outputs.append(_value(name, dtype, shape))
@@ -81,7 +87,7 @@ class Graph:
         graph = helper.make_graph(
             self._nodes,
             self._name,
-            self._inputs,
+            self._inputs + self._defaults,
             self._outputs,
             initializer=list(self._initializers.values()),
         )

@@ -7,11 +7,14 @@ first eighth stays in 8 bits, and the operator takes its activations in twice 8.
 divided by the square root of their norm, and the gain is multiplied by it, so that the columns of
 a block are more alike: half of the difference is left to the activations, which have blocks too.
 
-``codes`` uint8 [tiles, 512 wide + 384 (blocks - wide)]: of each tile ``wide`` blocks as
-``blocks`` packs them in 8 bits, then those of 6 bits. Of these the first 256 bytes hold the lower
-4 bits as in 4 bits, and byte 256 + 64 h + 4 c + j the upper two: those of inputs 4 g + j and
-16 + 4 g + j (g = 2 h), and of the same for g = 2 h + 1, from its lowest bits up.
-``w = scale * (code - 32)``. ``scales`` are the bits of IEEE halves, uint16 [tiles, blocks, 16].
+``codes`` uint8 [tiles, 512 wide + 256 (blocks - wide)]: of each tile ``wide`` blocks as
+``blocks`` packs them in 8 bits, then the upper 4 bits of those of 6, as it packs 4 bits. ``fine``
+uint8 [tiles, 128 (blocks - wide)] has the lower two: byte 64 h + 4 c + j of a block those of
+inputs 4 g + j and 16 + 4 g + j (g = 2 h), and of the same for g = 2 h + 1, from its lowest bits
+up. ``w = scale * (code - 32)``. ``scales`` are the bits of IEEE halves, uint16 [tiles, blocks, 16].
+
+Where the greatest output is all that is wanted, most of ``fine`` is not read: without it an output
+is known to within ``spread`` times the norm of the row that it is made from.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class MixedMatrix:
     """A matrix of 8 and 6 bits as the operators read it."""
 
     codes: CodeArray
+    fine: CodeArray
     scales: WordArray
     order: NDArray[np.int32]
     """[inputs]: which input of the norm each of the matrix's is."""
@@ -45,6 +49,11 @@ class MixedMatrix:
     """[inputs], in the matrix's order: the norm's, with what the columns were divided by."""
     divided: FloatArray
     """[inputs], in the matrix's order: that alone."""
+    spread: FloatArray
+    """[16 tiles], of each output: the norm of what the weights are beyond their upper bits, these
+    taken as the middle of what they may be."""
+    size: float
+    """The greatest norm of an output's weights, with those of 8 bits counted twice."""
     outputs: int
     bits: int = 6
 
@@ -83,13 +92,19 @@ def pack_mixed(matrix: Matrix, gain: FloatArray) -> MixedMatrix | None:
         for kind in found
     )
     eight = pack([Blocks(codes8, words8, 8)])
-    six, scales = _pack6(codes6, words6)
+    six, fine, scales = _pack6(codes6, words6)
+    spread = np.zeros(TILE * len(six), np.float32)
+    spread[:rows] = np.sqrt(_squares(codes6 & np.uint8(3), words6, 1.5)) * (1 + 1e-6)
+    squares = 2 * _squares(codes8, words8, 128) + _squares(codes6, words6, 32)
     return MixedMatrix(
         np.concatenate([eight.codes.reshape(len(six), -1), six], axis=1),
+        fine,
         np.concatenate([eight.scales, scales], axis=1),
         order,
         gain,
         divided,
+        spread,
+        float(np.sqrt(squares.max())),
         rows,
     )
 
@@ -140,14 +155,26 @@ def _round(values: FloatArray, weight: FloatArray, middle: int) -> _Rounded:
     return _Rounded(codes.reshape(rows, columns), scales.view(np.uint16), total)
 
 
-def _pack6(codes: CodeArray, words: WordArray) -> tuple[CodeArray, WordArray]:
-    """Bytes [tiles, 384 blocks] and scales [tiles, blocks, 16]."""
-    lower = pack([Blocks(codes & np.uint8(15), words, 4)])
-    tiles, blocks = lower.codes.shape[:2]
+def _squares(codes: CodeArray, words: WordArray, middle: float) -> NDArray[np.float64]:
+    """[rows]: of ``scale * (code - middle)``, added up."""
+    rows, blocks = words.shape
+    found = np.zeros(rows)
+    for start in range(0, rows, CHUNK):
+        part = slice(start, start + CHUNK)
+        values = codes[part].reshape(-1, blocks, BLOCK) - np.float32(middle)
+        scales = words[part].view(np.float16).astype(np.float64)
+        found[part] = (np.square(values).sum(-1) * np.square(scales)).sum(-1)
+    return found
+
+
+def _pack6(codes: CodeArray, words: WordArray) -> tuple[CodeArray, CodeArray, WordArray]:
+    """Bytes [tiles, 256 blocks] and [tiles, 128 blocks], and scales [tiles, blocks, 16]."""
+    upper = pack([Blocks(codes >> np.uint8(2), words, 4)])
+    tiles, blocks = upper.codes.shape[:2]
     missing = [(0, tiles * TILE - len(codes)), (0, 0)]
     # Of an input 16 half + 4 (2 h + odd) + j: tile, c, block, half, h, odd, j.
-    upper = np.pad(codes >> np.uint8(4), missing).reshape(tiles, TILE, blocks, 2, 2, 2, 4)
+    lower = np.pad(codes & np.uint8(3), missing).reshape(tiles, TILE, blocks, 2, 2, 2, 4)
     half, odd = np.arange(2)[:, None, None, None], np.arange(2)[:, None]
-    together = (upper << (4 * odd + 2 * half).astype(np.uint8)).sum((3, 5), dtype=np.uint8)
-    high = together.transpose(0, 2, 3, 1, 4).reshape(tiles, blocks, 128)  # tile, block, h, c, j
-    return np.concatenate([lower.codes, high], axis=2).reshape(tiles, -1), lower.scales
+    together = (lower << (4 * odd + 2 * half).astype(np.uint8)).sum((3, 5), dtype=np.uint8)
+    fine = together.transpose(0, 2, 3, 1, 4).reshape(tiles, -1)  # tile, block, h, c, j
+    return upper.codes.reshape(tiles, -1), fine, upper.scales

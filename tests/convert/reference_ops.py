@@ -41,24 +41,25 @@ def unpack(codes: Array, scales: Array, bits: int) -> Array:
 
 def wide_blocks(codes: Array, scales: Array) -> int:
     """Blocks of 8 bits of a matrix of 6."""
-    return int(codes.shape[1] - 384 * scales.shape[1]) // 128
+    return int(codes.shape[1] - 256 * scales.shape[1]) // 256
 
 
-def unpack_mixed(codes: Array, scales: Array) -> Array:
+def unpack_mixed(codes: Array, fine: Array, scales: Array) -> Array:
     """``unpack`` of a matrix of 8 and 6 bits, [tiles, bytes]."""
     tiles, blocks = scales.shape[:2]
     wide = wide_blocks(codes, scales)
     eight = unpack(codes[:, : 512 * wide].reshape(tiles, wide, 512), scales[:, :wide], 8)
-    six = codes[:, 512 * wide :].reshape(tiles, blocks - wide, 384).astype(np.int64)
+    six = codes[:, 512 * wide :].reshape(tiles, blocks - wide, 256).astype(np.int64)
+    twos = fine.reshape(tiles, blocks - wide, 128).astype(np.int64)
     halves = scales[:, wide:].view(np.float16).astype(np.float64)
     weights = np.zeros((tiles, TILE, blocks - wide, BLOCK))
     for g in range(4):
         for c in range(TILE):
             for j in range(4):
-                lower = six[:, :, 64 * g + 4 * c + j]
-                upper = six[:, :, 256 + 64 * (g // 2) + 4 * c + j] >> 4 * (g % 2)
+                upper = six[:, :, 64 * g + 4 * c + j]
+                lower = twos[:, :, 64 * (g // 2) + 4 * c + j] >> 4 * (g % 2)
                 for half, at in enumerate((4 * g + j, 16 + 4 * g + j)):
-                    code = (lower >> 4 * half & 15) + 16 * (upper >> 2 * half & 3)
+                    code = 4 * (upper >> 4 * half & 15) + (lower >> 2 * half & 3)
                     weights[:, c, :, at] = halves[:, :, c] * (code - 32)
     return np.concatenate([eight, weights.reshape(tiles * TILE, -1)], axis=1)
 
@@ -200,12 +201,16 @@ class ReferenceGraph:
         first_row: Array | None = None,
         order: Array | None = None,
         ordered_gain: Array | None = None,
+        fine: Array | None = None,
+        spread: Array | None = None,
+        best_only: Array | None = None,
         *,
         bits: int,
         outputs: int,
         epsilon: float,
         activation: bytes,
-    ) -> tuple[Array, Array, Array]:
+        size: float = 0,
+    ) -> tuple[Array, ...]:
         total = residual if update is None else residual + update
         normed = _norm(total, gain, epsilon)
         first = 0 if first_row is None else first_row[0]
@@ -213,15 +218,17 @@ class ReferenceGraph:
         assert activation == b"none"
         if bits == 6:
             assert ordered_gain is not None
+            assert fine is not None
             x = _norm(total, np.ones(1), epsilon)[:, first:, order] * ordered_gain
-            weights = unpack_mixed(codes, scales)
+            weights = unpack_mixed(codes, fine, scales)
             if self.rounded:
                 wide = BLOCK * wide_blocks(codes, scales)
                 # The first in two parts: rounded, and what that leaves.
                 once = _rounded(x)
                 left = _rounded((x - once)[..., :wide])
                 x = np.concatenate([once[..., :wide] + left, once[..., wide:]], -1)
-            return (x @ weights.T)[..., :outputs], total, normed
+            y = (x @ weights.T)[..., :outputs]
+            return y, total, normed, y.argmax(-1).astype(np.int32)
         return self._linear(rows, node.input[3], codes, scales, outputs), total, normed
 
     def _bridge(
@@ -250,13 +257,15 @@ class ReferenceGraph:
         scales: Array,
         order: Array | None = None,
         factors: Array | None = None,
+        fine: Array | None = None,
         *,
         bits: int,
         outputs: int,
     ) -> Array:
         name = node.input[1]
         if bits == 6:
-            mixed = unpack_mixed(codes, scales) * factors
+            assert fine is not None
+            mixed = unpack_mixed(codes, fine, scales) * factors
             self.weights[name] = np.zeros_like(mixed)
             self.weights[name][:, order] = mixed
         if name not in self.weights:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -24,10 +26,14 @@ def gains(seed: int = 1) -> FloatArray:
     return gain
 
 
+def weights_of(packed: MixedMatrix) -> Array:
+    return unpack_mixed(packed.codes, packed.fine, packed.scales)
+
+
 def as_read(packed: MixedMatrix, gain: FloatArray) -> Array:
     """The weights behind the norm's own gain, float64, in its order."""
     found = np.zeros((packed.outputs, len(gain)))
-    unpacked = unpack_mixed(packed.codes, packed.scales)[: packed.outputs]
+    unpacked = weights_of(packed)[: packed.outputs]
     found[:, packed.order] = unpacked * packed.gain / gain[packed.order]
     return found
 
@@ -38,7 +44,8 @@ def test_values() -> None:
     assert packed is not None
     assert (packed.bits, packed.outputs) == (6, ROWS)
     tiles = -(-ROWS // 16)
-    assert packed.codes.shape == (tiles, 512 + 8 * 384)
+    assert packed.codes.shape == (tiles, 512 + 8 * 256)
+    assert packed.fine.shape == (tiles, 8 * 128)
     assert packed.scales.shape == (tiles, 9, 16)
     assert wide_blocks(packed.codes, packed.scales) == 1
     assert sorted(packed.order) == list(range(COLUMNS))
@@ -48,10 +55,24 @@ def test_values() -> None:
     wide, others = packed.order[:32], packed.order[32:]
     assert np.sqrt(error[wide].sum() / size[wide].sum()) < 0.006
     assert 0.01 < np.sqrt(error[others].sum() / size[others].sum()) < 0.025
-    assert not unpack_mixed(packed.codes, packed.scales)[ROWS:].any()
+    assert not weights_of(packed)[ROWS:].any()
     again = pack_mixed(DenseMatrix(matrix), gain)
     assert again is not None
     assert np.array_equal(again.codes, packed.codes)
+
+
+def test_what_is_known_without_the_lower_bits() -> None:
+    packed = pack_mixed(DenseMatrix(weights()), gains())
+    assert packed is not None
+    exact = weights_of(packed)
+    least, most = (
+        weights_of(replace(packed, fine=np.full_like(packed.fine, byte))) for byte in (0, 255)
+    )
+    beyond = np.linalg.norm(exact - (least + most) / 2, axis=1)
+    np.testing.assert_allclose(packed.spread, beyond, rtol=2e-6)
+    assert (packed.spread[:ROWS] >= beyond[:ROWS]).all()
+    squares = np.square(exact).sum(1) + np.square(exact[:, :32]).sum(1)
+    assert packed.size == pytest.approx(np.sqrt(squares.max()), rel=1e-6)
 
 
 def test_no_order_of_inputs_would_have_less_error() -> None:

@@ -22,15 +22,22 @@ class Head:
     """A random matrix behind a norm."""
 
     codes: Array  # [tiles, bytes]
+    fine: Array  # [tiles, 128 (blocks - wide)]
     scales: NDArray[np.uint16]  # [tiles, blocks, 16]
     order: NDArray[np.int32]
     ordered_gain: Floats
     gain: Floats
     wide: int
+    outputs: int
 
     @property
     def width(self) -> int:
         return len(self.order)
+
+    @property
+    def weights(self) -> Array:
+        """[outputs, inputs], float64."""
+        return unpack_mixed(self.codes, self.fine, self.scales)
 
     def run(
         self, residual: Floats, update: Floats | None = None, threads: int = 1, isa: str = "auto"
@@ -39,31 +46,34 @@ class Head:
         fed = {"residual": residual, "update": update}
         inputs = ["residual", "update" if update is not None else "", "gain", "codes", "scales"]
         outputs = ["y", "new_residual", "normed"]
-        attributes = {"bits": 6, "outputs": OUTPUTS, "epsilon": EPSILON, "isa": isa}
-        node = node_of("NormLinear", [*inputs, "", "order", "ordered_gain"], outputs, **attributes)
+        attributes = {"bits": 6, "outputs": self.outputs, "epsilon": EPSILON, "isa": isa}
+        inputs += ["", "order", "ordered_gain", "fine"]
+        node = node_of("NormLinear", inputs, outputs, **attributes)
         shapes = {name: [1, "S", self.width] for name, x in fed.items() if x is not None}
         constants = {
             name: getattr(self, name)
-            for name in ("gain", "codes", "scales", "order", "ordered_gain")
+            for name in ("gain", "codes", "scales", "order", "ordered_gain", "fine")
         }
         session = session_of([node], shapes, outputs, constants, {}, threads)
         feeds = {name: x[None] for name, x in fed.items() if x is not None}
         return [y[0] for y in session.run(None, feeds)]
 
 
-def random_head(seed: int, blocks: int = 5, wide: int = 2) -> Head:
+def random_head(seed: int, blocks: int = 5, wide: int = 2, outputs: int = OUTPUTS) -> Head:
     rng = np.random.default_rng(seed)
-    tiles, width = -(-OUTPUTS // TILE), blocks * BLOCK
-    codes = rng.integers(0, 256, (tiles, 512 * wide + 384 * (blocks - wide)), dtype=np.uint8)
+    tiles, width = -(-outputs // TILE), blocks * BLOCK
+    codes = rng.integers(0, 256, (tiles, 512 * wide + 256 * (blocks - wide)), dtype=np.uint8)
     codes[rng.random(codes.shape) < 0.2] = 0
     codes[rng.random(codes.shape) < 0.2] = 255
     return Head(
         codes,
+        rng.integers(0, 256, (tiles, 128 * (blocks - wide)), dtype=np.uint8),
         rng.uniform(-1, 1, (tiles, blocks, TILE)).astype(np.float16).view(np.uint16),
         rng.permutation(width).astype(np.int32),
         rng.uniform(0.5, 2, width).astype(np.float32),
         rng.uniform(0.5, 2, width).astype(np.float32),
         wide,
+        outputs,
     )
 
 
@@ -76,7 +86,7 @@ def round_rows(x: Floats) -> tuple[Floats, Floats]:
 
 def numpy_head(x: Floats, head: Head) -> Floats:
     """Of rows that are ordered and scaled, float32, in the order in which the op adds."""
-    weights = unpack_mixed(head.codes, head.scales)
+    weights = head.weights
     halves = head.scales.view(np.float16).astype(np.float32)
     scale = halves.transpose(0, 2, 1).reshape(-1, x.shape[1] // BLOCK)
     codes, s = round_rows(x)
@@ -154,7 +164,7 @@ def test_what_rounding_leaves_of_the_first_blocks_counts() -> None:
     residual = rows_of(9, 20, head.width)
     y, _, normed = head.run(residual)
     x = ((normed / head.gain)[:, head.order] * head.ordered_gain).astype(np.float64)
-    weights = unpack_mixed(head.codes, head.scales)[:OUTPUTS]
+    weights = head.weights[:OUTPUTS]
     exact = x @ weights.T
     codes, s = round_rows(x.astype(np.float32))
     once = (codes * s[:, :, None]).reshape(x.shape) @ weights.T
@@ -171,7 +181,8 @@ def test_what_rounding_leaves_of_the_first_blocks_counts() -> None:
         ({"ordered_gain": np.ones(64, np.float32)}, "ordered_gain"),
         ({"codes": np.zeros((5, 100), np.uint8)}, "6 bits and 70 outputs need"),
         ({"codes": np.zeros((5, 6 * 512), np.uint8)}, "6 bits and 70 outputs need"),
-        ({"codes": np.zeros((4, 2176), np.uint8)}, "6 bits and 70 outputs need"),
+        ({"codes": np.zeros((4, 1792), np.uint8)}, "6 bits and 70 outputs need"),
+        ({"fine": np.zeros((5, 128), np.uint8)}, "fine has shape"),
         ({"scales": np.zeros((5, 5, 8), np.uint16)}, "6 bits and 70 outputs need"),
     ],
 )
@@ -192,7 +203,7 @@ def test_no_linear_takes_it() -> None:
 def look_up(head: Head, tokens: NDArray[np.int64]) -> Floats:
     node = node_of(
         "Embedding",
-        ["tokens", "codes", "scales", "order", "factors"],
+        ["tokens", "codes", "scales", "order", "factors", "fine"],
         ["y"],
         bits=6,
         outputs=OUTPUTS,
@@ -202,6 +213,7 @@ def look_up(head: Head, tokens: NDArray[np.int64]) -> Floats:
         "scales": head.scales,
         "order": head.order,
         "factors": head.ordered_gain,
+        "fine": head.fine,
     }
     types = {"tokens": TensorProto.INT64}
     session = session_of([node], {"tokens": [1, "S"]}, ["y"], constants, types, 1)
@@ -213,7 +225,7 @@ def look_up(head: Head, tokens: NDArray[np.int64]) -> Floats:
 def test_an_embedding_that_is_tied_to_it(blocks: int, wide: int) -> None:
     head = random_head(4, blocks, wide)
     expected = np.zeros((OUTPUTS, head.width))
-    expected[:, head.order] = unpack_mixed(head.codes, head.scales)[:OUTPUTS] * head.ordered_gain
+    expected[:, head.order] = head.weights[:OUTPUTS] * head.ordered_gain
     tokens = np.random.default_rng(2).permutation(OUTPUTS)
     np.testing.assert_allclose(look_up(head, tokens), expected[tokens], rtol=1e-6)
     with pytest.raises(Exception, match=r"order\[1\] is 0; each input has to be there once"):
