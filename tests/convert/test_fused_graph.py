@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.graph_runner import GraphRunner, session_options
+from bench.graph_runner import GraphRunner, new_cache, session_options
 from specdec.convert import convert
 from specdec.model_folder import ModelFolder
+from tests.convert.graph_pair import session
 from tests.convert.numpy_llama import NumpyAttached, NumpyLlama
 from tests.convert.reference_ops import Array, ReferenceGraph, chain
 from tests.tiny_gguf import DEFAULT_VOCAB, write_tiny_drafter, write_tiny_gguf
 
 CAPACITY = 64
+NAMES = ["logits", "hidden", "best"]
 TOKENS = np.random.default_rng(7).integers(0, DEFAULT_VOCAB, CAPACITY).tolist()
 SHAPES: list[dict[str, int | bool | str]] = [
     {},
@@ -104,6 +106,43 @@ def test_what_is_rounded_more_changes_little(
         assert 0 < error < 0.05
     else:
         assert error == 0 if shape.get("quant") == "Q8_0" else 0 < error < 0.02
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_best_tokens_alone(tmp_path: Path, shape: dict[str, int | bool | str]) -> None:
+    """They are those of the logits, and what is written to K/V and given as states is the same."""
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", **shape)  # type: ignore[arg-type]
+    model = session(convert(source, tmp_path / "model", layout="fused") / "model.onnx")
+    past = next(value for value in model.get_inputs() if value.name == "past")
+    found = []
+    for best_only in (None, 0, 1):
+        cache = new_cache(past.shape, past.type, CAPACITY, garbage=9.5).numpy()
+        feeds = {
+            "tokens": np.array([TOKENS[:20]], np.int64),
+            "first_logit_row": np.array([3]),
+            "rows": chain(0, 20),
+            "past": cache,
+        }
+        if best_only is not None:
+            feeds["best_only"] = np.array([best_only])
+        found.append(dict(zip(NAMES, model.run(NAMES, feeds), strict=True)))
+    as_ever, logits, best = found
+    np.testing.assert_array_equal(as_ever["logits"], logits["logits"])
+    np.testing.assert_array_equal(best["best"], logits["logits"].argmax(-1))
+    np.testing.assert_array_equal(best["hidden"], logits["hidden"])
+
+
+@pytest.mark.parametrize("layout", ["fused", "fused-exact"])
+def test_who_gives_the_best_tokens(tmp_path: Path, tiny_gguf: Path, layout: str) -> None:
+    """A target whose head has two parts; a drafter that reads states is asked how sure it is."""
+    target = convert(tiny_gguf, tmp_path / "target", layout=layout)
+    drafter = write_tiny_drafter(tmp_path / "drafter.gguf", target_layers=(0,), head_ids=range(200))
+    attached = convert(drafter, tmp_path / "attached", layout=layout, target_source=tiny_gguf)
+    given = [
+        "best" in {value.name for value in session(folder / "model.onnx").get_outputs()}
+        for folder in (target, attached)
+    ]
+    assert given == [layout == "fused", False]
 
 
 @pytest.mark.parametrize("shape", [{"quant": "F16", "embedding_quant": "F32"}], ids=str)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from attached_toy import BY_DRAFTER, BY_TARGET, HIDDEN
 from numpy.typing import NDArray
-from toy import GARBAGE, Table
+from toy import GARBAGE, Table, give_best
 from toy_pairs import TABLE, drafter_table
 
 from specdec import _core
@@ -46,9 +46,11 @@ class BatchToy:
             max_width=max_width,
             max_logit_rows=max_logit_rows,
             hidden=HIDDEN,
+            gives_best=True,
             run=self._run,
         )
         self.buffers = self.decoders[0].buffers()
+        self.best_runs = 0
         self.keys: NDArray[Any] = self.buffers["key.0"][:, 0, :, 0]  # [sequences, capacity]
         self.values: NDArray[Any] = self.buffers["value.0"][:, 0, :, 0]
 
@@ -87,6 +89,7 @@ class BatchToy:
                 if before >= 0:
                     context += self.vocabulary * int(keys[sequence, before])
                 logits[row - first] = self.table[context]
+        self.best_runs += give_best(self.buffers["best_only"], logits, self.buffers["best"])
 
 
 class AttachedBatchToy:

@@ -20,6 +20,17 @@ Table = NDArray[np.float32]  # logits [V, V, head size]: after two tokens, the e
 GARBAGE = 1e30
 
 
+def give_best(best_only: NDArray[Any], logits: NDArray[Any], best: NDArray[Any]) -> int:
+    """As a graph that may be asked for the best tokens alone; 1 where it was."""
+    best[...] = -7
+    if best_only[0] == 0:
+        return 0
+    greatest = logits.max(1)
+    best[:] = np.where(np.isfinite(greatest), logits.argmax(1), -1)
+    logits[...] = GARBAGE
+    return 1
+
+
 class Toy:
     """One model behind a decoder of its own."""
 
@@ -43,6 +54,7 @@ class Toy:
         self.record = False
         self.before_run: Callable[[int], None] | None = None  # gets the number of the run
         self.runs = 0
+        self.best_runs = 0  # those that gave the best tokens alone, as toys that take rows can
         self.poison = True
         self.decoder = _core.InPlaceDecoder(
             vocabulary=self.vocabulary,
@@ -57,6 +69,7 @@ class Toy:
             row_tile=row_tile,
             hidden=hidden,
             takes_rows=takes_rows,
+            gives_best=takes_rows,
             run=self._run,
         )
         buffers = self.decoder.buffers()
@@ -65,7 +78,9 @@ class Toy:
         self.seqlens_k: NDArray[Any] = buffers["seqlens_k"]
         self.first_logit_row: NDArray[Any] = buffers["first_logit_row"]
         self.row_places: NDArray[Any] = buffers["rows"].reshape(-1)
+        self.best_only: NDArray[Any] = buffers["best_only"]
         self.logits: NDArray[Any] = buffers["logits"]
+        self.best: NDArray[Any] = buffers["best"]
         self.keys: NDArray[Any] = buffers["key.0"][0, 0, :, 0]
         self.values: NDArray[Any] = buffers["value.0"][0, 0, :, 0]
 
@@ -82,7 +97,9 @@ class Toy:
         committed, depths, parents = self.places(width)
         if self.takes_rows:
             self._run_rows(width, first, committed, depths, parents)
+            self.best_runs += give_best(self.best_only, self.logits, self.best)
             return
+        assert self.best_only[0] == 0, "the best alone, of a graph that cannot tell"
         assert parents == list(range(-1, width - 1)), "a tree, for a graph that takes none"
         keys, values = self.keys, self.values
         assert start == 0 or values[start - 1] == start, "a column that was never computed"

@@ -174,9 +174,7 @@ def test_what_is_no_number_has_no_greatest(value: float) -> None:
 def test_the_others_outputs_are_as_ever() -> None:
     head = random_head(1, 5, 2, OUTPUTS)
     residual = rows_of(2, 3, head.width)
-    np.testing.assert_array_equal(
-        Best(head).run(residual, best_only=0)[0], head.run(residual)[0]
-    )
+    np.testing.assert_array_equal(Best(head).run(residual, best_only=0)[0], head.run(residual)[0])
 
 
 def test_what_does_not_belong_together() -> None:
