@@ -1,4 +1,4 @@
-"""Targets that give the best token of a row for less than its logits: when they are asked for it."""
+"""Targets that give a row's best token for less than its logits: when they are asked for it."""
 
 from __future__ import annotations
 
