@@ -21,12 +21,19 @@ struct Spread {
 // bound. One that is near the greatest is computed as the product does, and then, of the others, the
 // few whose bounds are as great as that: what is found is what comparing all would have found.
 //
+// That pays as long as a step waits for weights. Of more rows all outputs are computed: their products
+// take longer than reading, and what one row leaves open is computed for all.
+//
 // In stages, each for all of its parts before the next begins; ranges are threads.
 class GreatestOutput {
  public:
+  static constexpr std::int64_t kMostRows = 4;  // that bounds are made for
+
   // bounds[rows, outputs] is memory.
   GreatestOutput(const RowKernels& kernels, const Matrix& matrix, const Rows& rows,
                  const Spread& spread, std::int64_t outputs, std::int64_t ranges, float* bounds);
+
+  bool bounded() const { return bounds_ != nullptr; }  // else 4 and 5 are all
 
   void measure(std::int64_t row);                                            // 1: rounded rows
   void bound(std::int64_t range, std::int64_t begin, std::int64_t end);      // 2: tiles

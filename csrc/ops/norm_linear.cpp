@@ -135,6 +135,14 @@ class NormLinear final : public Kernel {
       Upcoming upcoming(weights_, 1, thread);
       thread.stage(pieces.count(), [&](std::int64_t piece) { prepare(pieces[piece]); });
       upcoming.ask(kLinesAtOnce);
+      if (!greatest.bounded()) {
+        thread.stage(
+            parts, [&] { upcoming.ask(1); },
+            [&](std::int64_t at) {
+              greatest.search(range, at * part, std::min((at + 1) * part, weights_.tiles));
+            });
+        return;
+      }
       thread.stage(rows.rows, [&](std::int64_t row) { greatest.measure(row); });
       thread.stage(
           parts, [&] { upcoming.ask(1); },

@@ -298,16 +298,20 @@ inline void search_tiles(const TileProducts& products, const Matrix& matrix, con
                          const float* y, const float* least, Greatest* found) {
   alignas(64) float sums[kGroup * kTile];
   for (std::int64_t tile = begin; tile < end; ++tile) {
-    if (!may_have_greatest(y, least, rows.rows, outputs, tile)) continue;
+    if (y != nullptr && !may_have_greatest(y, least, rows.rows, outputs, tile)) continue;
     for (std::int64_t i = 0; i < rows.groups(); ++i) {
       const Group group(rows, i);
       tile_product(products, matrix, tile, rows, group, sums);
       leave_out_filling(tile, outputs, group, sums);
-      for (std::int64_t at = 0; at < group.count * kTile; ++at) {
-        Greatest& best = found[group.first + at / kTile];
-        const std::int64_t output = tile * kTile + at % kTile;
-        const bool first = sums[at] == best.value && output < best.at;
-        if (sums[at] > best.value || first) best = {sums[at], output};
+      for (std::int64_t row = 0; row < group.count; ++row) {
+        const float* const outputs_of_row = sums + row * kTile;
+        Greatest& best = found[group.first + row];
+        if (!any_at_least(load(outputs_of_row), all(best.value))) continue;
+        for (std::int64_t c = 0; c < kTile; ++c) {
+          const std::int64_t output = tile * kTile + c;
+          const bool first = outputs_of_row[c] == best.value && output < best.at;
+          if (outputs_of_row[c] > best.value || first) best = {outputs_of_row[c], output};
+        }
       }
     }
   }

@@ -174,7 +174,7 @@ struct RowKernels {
                 std::int64_t end, std::int64_t outputs, float* y, Greatest* tiles);
 
   // The greatest output of each row, and which, the first of equal ones, among those of tiles begin to
-  // end that have a y of least[row] or more for any row, and perhaps others.
+  // end that have a y of least[row] or more for any row, and perhaps others; without y, among all.
   void (*search)(const Matrix& matrix, const Rows& rows, std::int64_t begin, std::int64_t end,
                  std::int64_t outputs, const float* y, const float* least, Greatest* found);
 };
