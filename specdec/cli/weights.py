@@ -27,6 +27,7 @@ class Packed:
 
     codes: Sequence[int]  # [tiles, blocks, bytes]; of 6 bits, some blocks in 8, [tiles, bytes]
     scales: Sequence[int]  # of 16 bits: [tiles, blocks, 16], [tiles, blocks, 2, 16] or bytes'
+    fine: Sequence[int] = (0,)  # of 6 bits, the lower two of their codes: [tiles, bytes]
 
     @property
     def weights(self) -> int:
@@ -42,7 +43,7 @@ class Packed:
     @property
     def size(self) -> int:
         """Bits of all codes and scales."""
-        return 8 * math.prod(self.codes) + 16 * math.prod(self.scales)
+        return 8 * (math.prod(self.codes) + math.prod(self.fine)) + 16 * math.prod(self.scales)
 
     @property
     def held(self) -> str:
@@ -67,7 +68,8 @@ def describe_weights(folder: ModelFolder) -> dict[str, dict[str, Any]] | None:
         if name.endswith(".codes"):
             matrix = name.removesuffix(".codes")
             part = {"embedding": "embedding", "logits": "head"}.get(matrix, "layers")
-            parts[part].append(Packed(codes, shapes[f"{matrix}.scales"]))
+            fine = shapes.get(f"{matrix}.fine", (0,))
+            parts[part].append(Packed(codes, shapes[f"{matrix}.scales"], fine))
     return {part: describe_part(found) for part, found in parts.items() if found}
 
 

@@ -187,7 +187,8 @@ def test_inspect_tells_bits_with_scales(
     weights = sum(packed[f"{n}.codes"].size * 2 for n in names)
     assert described["layers"]["bits"] == pytest.approx(size / weights, abs=5e-4)
     assert bits in (None, described["layers"]["bits"])
-    head = packed["logits.codes"].nbytes + packed["logits.scales"].nbytes
+    parts = ("logits.codes", "logits.fine", "logits.scales")
+    head = sum(packed[name].nbytes for name in parts if name in packed)
     head_bits = 8 * head / (packed["logits.scales"].size * 32)
     assert described["head"]["bits"] == head_bits
     layers = f"{described['layers']['bits']:.4g}"
