@@ -148,8 +148,9 @@ void check_order(const Node& node, std::size_t order_input, const char* order_na
 Matrix PackedMatrix::of(const Node& node) const {
   Matrix matrix = shape_;
   matrix.codes = node.constant(inputs_.codes, "codes").data<std::uint8_t>();
-  matrix.fine = matrix.tile_fine() > 0 ? node.constant(inputs_.fine, "fine").data<std::uint8_t>()
-                                       : matrix.codes;
+  if (matrix.tile_fine() > 0) {
+    matrix.fine = node.constant(inputs_.fine, "fine").data<std::uint8_t>();
+  }
   matrix.scales = node.constant(inputs_.codes + 1, "scales").data<std::uint16_t>();
   return matrix;
 }
@@ -182,7 +183,6 @@ void Upcoming::ask(std::int64_t lines) noexcept {
 Matrix PackedMatrix::of(const Call& call) const {
   Matrix matrix = shape_;
   matrix.codes = call.input_data<std::uint8_t>(inputs_.codes);
-  matrix.fine = matrix.codes;  // those that are read anew for each call have none
   matrix.scales = call.input_data<std::uint16_t>(inputs_.codes + 1);
   return matrix;
 }

@@ -212,8 +212,10 @@ inline void bridge_and_round(const Bridge& bridge, const Rows& rows, const Piece
 inline void tile_product(const TileProducts& products, const Matrix& matrix, std::int64_t tile,
                          const Rows& rows, const Group& group, float* sums) {
   const std::int64_t start = group.first * rows.blocks;
+  // Some place that offsets may be added to, where none is read.
+  const std::uint8_t* const fine = matrix.fine == nullptr ? matrix.codes : matrix.fine;
   const TileAndGroup both{matrix.codes + tile * matrix.tile_codes(),
-                          matrix.fine + tile * matrix.tile_fine(),
+                          fine + tile * matrix.tile_fine(),
                           matrix.scales + tile * matrix.tile_scales(),
                           rows.codes + start * kBlock,
                           rows.scales + start,

@@ -53,7 +53,7 @@ struct Matrix {
   const std::uint16_t* scales;
   Scales kind = Scales::halves;
   std::int64_t wide = 0;  // blocks of 8 bits among those of 6
-  const std::uint8_t* fine = nullptr;  // never read where no block has 6 bits
+  const std::uint8_t* fine = nullptr;  // null where no block has 6 bits
 
   std::int64_t row_blocks() const { return blocks + wide; }  // of the rows it is multiplied with
   std::int64_t tile_codes() const {

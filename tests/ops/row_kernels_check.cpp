@@ -2,6 +2,7 @@
 // that is needed: built with sanitizers by test_row_kernels.py, or for another CPU by hand.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -10,7 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "../../csrc/ops/greatest_output.h"
 #include "../../csrc/ops/row_kernels.h"
+#include "../../csrc/ops/vectors_plain.h"
 
 using namespace specdec::ops;
 
@@ -189,6 +192,61 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   return bits;
 }
 
+// Of each output the norm of what `fine` adds to its weights, and the greatest norm of its weights.
+std::pair<std::vector<float>, float> spread_of(const Matrix& matrix) {
+  std::vector<float> spread;
+  double size = 0;
+  for (std::int64_t output = 0; output < matrix.tiles * kTile; ++output) {
+    const std::int64_t tile = output / kTile;
+    const std::int64_t c = output % kTile;
+    const std::uint16_t* const scales = matrix.scales + tile * matrix.tile_scales() + c;
+    double beyond = 0;
+    double whole = 0;
+    for (std::int64_t block = 0; block < matrix.blocks; ++block) {
+      const double scale = float_of_half(scales[block * kTile]);
+      whole += (block < matrix.wide ? 2 * 128.0 * 128 : 32.0 * 32) * kBlock * scale * scale;
+      if (block < matrix.wide) continue;
+      const std::uint8_t* const fine =
+          matrix.fine + tile * matrix.tile_fine() + (block - matrix.wide) * 128 + 4 * c;
+      for (int place = 0; place < 8; ++place) {
+        for (int bits = 0; bits < 8; bits += 2) {
+          const double left = (fine[place / 4 * 64 + place % 4] >> bits & 3) - 1.5;
+          beyond += scale * scale * left * left;
+        }
+      }
+    }
+    spread.push_back(static_cast<float>(std::sqrt(beyond) * 1.000001));
+    size = std::max(size, std::sqrt(whole));
+  }
+  return {spread, static_cast<float>(size)};
+}
+
+// The greatest outputs that are found are those of y.
+void check_greatest(const RowKernels& kernels, const Matrix& matrix, const Rows& rows,
+                    const std::vector<float>& y, std::int64_t outputs) {
+  const auto spread = spread_of(matrix);
+  std::vector<float> bounds(y.size());
+  GreatestOutput greatest(kernels, matrix, rows, {spread.first.data(), spread.second}, outputs, 2,
+                          bounds.data());
+  if (greatest.bounded()) {
+    for (std::int64_t row = 0; row < rows.rows; ++row) greatest.measure(row);
+    greatest.bound(1, 0, 1);
+    greatest.bound(0, 1, matrix.tiles);
+    greatest.choose_least();
+  }
+  greatest.search(1, 0, 2);
+  greatest.search(0, 2, matrix.tiles);
+  std::vector<std::int32_t> best(static_cast<std::size_t>(rows.rows));
+  greatest.write(best.data());
+  for (std::int64_t row = 0; row < rows.rows; ++row) {
+    const auto first = y.begin() + row * outputs;
+    const auto expected = std::max_element(first, first + outputs) - first;
+    if (best[static_cast<std::size_t>(row)] != expected) {
+      throw std::logic_error("what was found is not the greatest output");
+    }
+  }
+}
+
 // The same of a norm and a matrix of 6 bits.
 std::vector<std::uint32_t> results_of_six(const RowKernels& kernels, std::int64_t count,
                                           std::int64_t blocks, std::int64_t wide) {
@@ -202,7 +260,11 @@ std::vector<std::uint32_t> results_of_six(const RowKernels& kernels, std::int64_
   const auto scales = random_values<std::uint16_t>(
       random, matrix.tiles * matrix.tile_scales(),
       [](std::mt19937& r) { return static_cast<std::uint16_t>(r() & 0xBFFFu); });
+  const auto fine = random_values<std::uint8_t>(
+      random, matrix.tiles * matrix.tile_fine(),
+      [](std::mt19937& r) { return static_cast<std::uint8_t>(r()); });
   matrix.codes = codes.data();
+  matrix.fine = fine.data();
   matrix.scales = scales.data();
   const auto residual = random_values<float>(random, count * inputs, number);
   const auto update = random_values<float>(random, count * inputs, number);
@@ -223,6 +285,7 @@ std::vector<std::uint32_t> results_of_six(const RowKernels& kernels, std::int64_
   }
   kernels.multiply(matrix, own.rows, 0, 1, kOutputs, y.data());
   kernels.multiply(matrix, own.rows, 1, 3, kOutputs, y.data());
+  check_greatest(kernels, matrix, own.rows, y, kOutputs);
   std::vector<std::uint32_t> bits;
   keep_bits(sum, bits);
   keep_bits(normed, bits);
