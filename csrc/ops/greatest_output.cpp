@@ -35,8 +35,9 @@ void GreatestOutput::measure(std::int64_t row) {
     const double square = double{rows_.scales[at]} * rows_.scales[at] * sum;
     (block < 2 * matrix_.wide ? wide : others) += square;
   }
-  // Two sums of one or two rounded products for each block, each of terms whose magnitudes add up to
-  // no more than the norms' product, and what is added to them.
+  // Two sums, the exact one and the other, of one and of two products for each block, each rounded a few
+  // times; the magnitudes of either's add up to no more than the norms' product. Three times as much as
+  // that comes to.
   constexpr double kUnit = 1.0 / (1 << 24);
   const double steps = static_cast<double>(5 * rows_.blocks + 20);
   const auto at = static_cast<std::size_t>(row);

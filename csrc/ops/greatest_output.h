@@ -11,7 +11,9 @@ namespace specdec::ops {
 // Of a head of 6 bits: what its outputs can be beyond what they are without `fine`.
 struct Spread {
   const float* of_output;  // [16 * tiles]: the norm of what `fine` adds to an output's weights
-  float size;  // the greatest norm of an output's weights, those of 8 bits counted twice
+  // The greatest norm that an output's weights could have by their scales, as large as any are on the way
+  // to a sum: 128 scales in 8 bits, and there counted twice, and 60 + 30.5 in 6.
+  float size;
 };
 
 // Finds the greatest output of each row, reading a third less of the weights than a product does.

@@ -53,7 +53,9 @@ class MixedMatrix:
     """[16 tiles], of each output: the norm of what the weights are beyond their upper bits, these
     taken as the middle of what they may be."""
     size: float
-    """The greatest norm of an output's weights, with those of 8 bits counted twice."""
+    """The greatest norm that an output's weights could have by their scales, as large as any are on
+    the way to a sum: 128 scales in 8 bits, and there counted twice, and 60 + 30.5 in 6 (both parts
+    of 4 (code >> 2) - 30.5). What floats round on that way is in proportion to it."""
     outputs: int
     bits: int = 6
 
@@ -94,8 +96,8 @@ def pack_mixed(matrix: Matrix, gain: FloatArray) -> MixedMatrix | None:
     eight = pack([Blocks(codes8, words8, 8)])
     six, fine, scales = _pack6(codes6, words6)
     spread = np.zeros(TILE * len(six), np.float32)
-    spread[:rows] = np.sqrt(_squares(codes6 & np.uint8(3), words6, 1.5)) * (1 + 1e-6)
-    squares = 2 * _squares(codes8, words8, 128) + _squares(codes6, words6, 32)
+    spread[:rows] = _spread(codes6, words6) * (1 + 1e-6)
+    size = np.sqrt((2 * _squares(words8) * 128**2 + _squares(words6) * 90.5**2).max() * BLOCK)
     return MixedMatrix(
         np.concatenate([eight.codes.reshape(len(six), -1), six], axis=1),
         fine,
@@ -104,7 +106,7 @@ def pack_mixed(matrix: Matrix, gain: FloatArray) -> MixedMatrix | None:
         gain,
         divided,
         spread,
-        float(np.sqrt(squares.max())),
+        float(size) * (1 + 1e-6),
         rows,
     )
 
@@ -155,16 +157,22 @@ def _round(values: FloatArray, weight: FloatArray, middle: int) -> _Rounded:
     return _Rounded(codes.reshape(rows, columns), scales.view(np.uint16), total)
 
 
-def _squares(codes: CodeArray, words: WordArray, middle: float) -> NDArray[np.float64]:
-    """[rows]: of ``scale * (code - middle)``, added up."""
+def _squares(words: WordArray) -> NDArray[np.float64]:
+    """[rows]: of the scales, added up."""
+    found: NDArray[np.float64] = np.square(words.view(np.float16).astype(np.float64)).sum(-1)
+    return found
+
+
+def _spread(codes: CodeArray, words: WordArray) -> NDArray[np.float64]:
+    """[rows]: the norm of ``scale * ((code & 3) - 1.5)``."""
     rows, blocks = words.shape
-    found = np.zeros(rows)
+    squares = np.zeros(rows)
     for start in range(0, rows, CHUNK):
         part = slice(start, start + CHUNK)
-        values = codes[part].reshape(-1, blocks, BLOCK) - np.float32(middle)
+        left = (codes[part] & np.uint8(3)).reshape(-1, blocks, BLOCK) - np.float32(1.5)
         scales = words[part].view(np.float16).astype(np.float64)
-        found[part] = (np.square(values).sum(-1) * np.square(scales)).sum(-1)
-    return found
+        squares[part] = (np.square(left).sum(-1) * np.square(scales)).sum(-1)
+    return np.sqrt(squares)
 
 
 def _pack6(codes: CodeArray, words: WordArray) -> tuple[CodeArray, CodeArray, WordArray]:

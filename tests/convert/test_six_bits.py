@@ -71,8 +71,9 @@ def test_what_is_known_without_the_lower_bits() -> None:
     beyond = np.linalg.norm(exact - (least + most) / 2, axis=1)
     np.testing.assert_allclose(packed.spread, beyond, rtol=2e-6)
     assert (packed.spread[:ROWS] >= beyond[:ROWS]).all()
-    squares = np.square(exact).sum(1) + np.square(exact[:, :32]).sum(1)
-    assert packed.size == pytest.approx(np.sqrt(squares.max()), rel=1e-6)
+    scales = packed.scales.view(np.float16).astype(np.float64)
+    largest = 32 * np.square(scales * np.where(np.arange(9) < 1, 128 * 2**0.5, 90.5)[None, :, None])
+    assert packed.size == pytest.approx(np.sqrt(largest.sum(1).max()), rel=2e-6)
 
 
 def test_no_order_of_inputs_would_have_less_error() -> None:

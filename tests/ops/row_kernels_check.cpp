@@ -192,7 +192,7 @@ std::vector<std::uint32_t> results(const RowKernels& kernels, const Case& at) {
   return bits;
 }
 
-// Of each output the norm of what `fine` adds to its weights, and the greatest norm of its weights.
+// Spread::of_output and Spread::size.
 std::pair<std::vector<float>, float> spread_of(const Matrix& matrix) {
   std::vector<float> spread;
   double size = 0;
@@ -204,7 +204,7 @@ std::pair<std::vector<float>, float> spread_of(const Matrix& matrix) {
     double whole = 0;
     for (std::int64_t block = 0; block < matrix.blocks; ++block) {
       const double scale = float_of_half(scales[block * kTile]);
-      whole += (block < matrix.wide ? 2 * 128.0 * 128 : 32.0 * 32) * kBlock * scale * scale;
+      whole += (block < matrix.wide ? 2 * 128.0 * 128 : 90.5 * 90.5) * kBlock * scale * scale;
       if (block < matrix.wide) continue;
       const std::uint8_t* const fine =
           matrix.fine + tile * matrix.tile_fine() + (block - matrix.wide) * 128 + 4 * c;

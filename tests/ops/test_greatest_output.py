@@ -44,8 +44,11 @@ class Best:
         constants = {name: getattr(head, name) for name in names}
         constants |= {"spread": self.spread, **self.changed}
         inputs = ["residual", "", "gain", "codes", "scales", "", "order", "ordered_gain", "fine"]
-        twice = np.concatenate([head.weights, head.weights[:, : head.wide * BLOCK]], 1)
-        size = float(np.linalg.norm(twice, axis=1).max()) if self.size is None else self.size
+        scales = head.scales.view(np.float16).astype(np.float64)
+        scales[:, : head.wide] *= 128 * 2**0.5
+        scales[:, head.wide :] *= 90.5
+        norms = np.sqrt(BLOCK * np.square(scales).sum(1))
+        size = float(norms.max()) if self.size is None else self.size
         attributes = {"bits": 6, "outputs": head.outputs, "epsilon": EPSILON, "isa": self.isa}
         node = node_of(
             "NormLinear",
