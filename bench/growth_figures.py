@@ -51,13 +51,15 @@ def measured_bandwidth(threads: int) -> float:
 def weight_bytes(folder: Path) -> int:
     """Bytes of a model folder's matrices that a step reads: all but its embedding.
 
-    A tied embedding is read whole, as the head.
+    A tied embedding is read whole, as the head. (A greedy step leaves most of a head's ``fine`` out,
+    where it has that, and reads one number of each output in its place.)
     """
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     return sum(
         math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         for tensor in graph.initializer
-        if tensor.name.endswith((".codes", ".scales")) and not tensor.name.startswith("embedding")
+        if tensor.name.endswith((".codes", ".fine", ".scales"))
+        and not tensor.name.startswith("embedding")
     )
 
 
