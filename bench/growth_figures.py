@@ -51,8 +51,7 @@ def measured_bandwidth(threads: int) -> float:
 def weight_bytes(folder: Path) -> int:
     """Bytes of a model folder's matrices that a step reads: all but its embedding.
 
-    A tied embedding is read whole, as the head. (A greedy step leaves most of a head's ``fine`` out,
-    where it has that, and reads one number of each output in its place.)
+    A tied embedding is read whole, as the head. (Of a head's ``fine`` a greedy step reads little.)
     """
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     return sum(
