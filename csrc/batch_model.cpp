@@ -46,7 +46,7 @@ void BatchModel::run(StepPart* parts, std::int32_t count) {
   for (std::int32_t i = 0; i < count; ++i) {
     width += parts[i].n;
     logit_rows += parts[i].logit_rows;
-    best_only = best_only && (parts[i].wanted == Wanted::best || parts[i].logit_rows < 1);
+    best_only = best_only && parts[i].wanted == Wanted::best;
   }
   if (width < 1 || !fits(width, logit_rows)) {
     throw Error(ErrorCode::invalid_input, "a step of a batch has more rows than its model takes");

@@ -91,8 +91,7 @@ LogitRows InPlaceDecoder::step(const std::int32_t* tokens, std::int32_t n, std::
   seqlens_k_[0] = total - 1;
   total_length_[0] = total;
   first_logit_row_[0] = first;
-  // Without a row that anybody needs, the cheaper is computed.
-  const bool best_only = graph_.gives_best && (wanted == Wanted::best || logit_rows < 1);
+  const bool best_only = graph_.gives_best && wanted == Wanted::best;
   best_only_[0] = best_only ? 1 : 0;
   place_rows(n, width, parents);
   step_tokens_ = n;

@@ -86,9 +86,8 @@ class NormLinear final : public Kernel {
     const auto prepare = [&](const Piece& piece) {
       kernels_.norm_and_round(norm, first, rows, piece);
     };
-    if (wants_best_only(call)) {
-      if (best != nullptr && rows.rows > 0) find_best(call, rows, prepare, outputs, y, best);
-      return;
+    if (best != nullptr && wants_best_only(call)) {
+      return find_best(call, rows, prepare, outputs, y, best);
     }
     for_tiles(call, Pieces(rows), prepare, matrix_, weights_, swiglu_ ? 2 : 1,
               [&](std::int64_t begin, std::int64_t end) {

@@ -27,6 +27,7 @@ class Best:
     isa: str = "auto"
     changed: dict[str, Array] = field(default_factory=dict)  # constants that are wrong on purpose
     size: float | None = None
+    outputs: tuple[str, ...] = ("y", "best")
 
     @cached_property
     def spread(self) -> Floats:
@@ -53,13 +54,13 @@ class Best:
         node = node_of(
             "NormLinear",
             [*inputs, "spread" if "spread" in constants else "", "best_only"],
-            ["y", "", "", "best"],
+            ["y", "", "", "best" if "best" in self.outputs else ""],
             size=size,
             **attributes,
         )
         shapes = {"residual": [1, "S", head.width], "best_only": [1]}
         types = {"best_only": TensorProto.INT64, "best": TensorProto.INT32}
-        return session_of([node], shapes, ["y", "best"], constants, types, self.threads)
+        return session_of([node], shapes, self.outputs, constants, types, self.threads)
 
     def run(self, residual: Floats, best_only: int = 1) -> tuple[Floats, NDArray[np.int32]]:
         feeds = {"residual": residual[None], "best_only": np.array([best_only])}
@@ -179,6 +180,15 @@ def test_the_others_outputs_are_as_ever() -> None:
     head = random_head(1, 5, 2, OUTPUTS)
     residual = rows_of(2, 3, head.width)
     np.testing.assert_array_equal(Best(head).run(residual, best_only=0)[0], head.run(residual)[0])
+
+
+def test_where_nobody_reads_the_best_there_are_outputs() -> None:
+    head = random_head(1, 5, 2, OUTPUTS)
+    residual = rows_of(2, 3, head.width)
+    feeds = {"residual": residual[None], "best_only": np.array([1])}
+    session = Best(head, outputs=("y",)).session
+    y = session.run(None, feeds)[0][0]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(y, head.run(residual)[0])
 
 
 def test_what_does_not_belong_together() -> None:
